@@ -1,1 +1,38 @@
-//! Being written.
+//! What every connector and the runtime share: tables and their types, the
+//! Avro form of a row, batches of changes, and the two traits `Source` and
+//! `Sink`.
+//!
+//! ```text
+//!  source ──► BatchWriter ──► storage::LogBatch ─── log ───► storage::Frame ──► Batch ──► Run ──► Change ──► sink
+//! ```
+//!
+//! Nothing here knows a database, a destination, the runtime or the registry.
+
+mod avro;
+mod batch;
+mod civil;
+mod decimal;
+mod error;
+pub mod fault;
+mod json;
+mod mark;
+mod name;
+mod schema;
+mod shape;
+mod sink;
+mod source;
+mod table;
+
+pub use avro::{Reader, put_bytes, put_double, put_float, put_long};
+pub use batch::{Batch, BatchWriter, Change, Malformed, Op, RowExtras, Run, Runs, Transaction, patch_first_ordinal};
+pub use civil::{civil_from_days, days_from_civil};
+pub use decimal::{OutOfRange, decimal_from_text, decimal_to_i128, decimal_to_text};
+pub use error::{Action, Error, Result};
+pub use json::{EventJson, ValueJson};
+pub use mark::Mark;
+pub use name::{avro_name, stream_part};
+pub use schema::{key_schema, value_schema};
+pub use shape::{SchemaNumber, Shape, Shapes};
+pub use sink::{Checkpoint, Opened, Promise, Sink, Step};
+pub use source::{Captured, Resolved, Schemas, Source};
+pub use table::{Column, Field, Table, TableKind, Type};

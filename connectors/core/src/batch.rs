@@ -1,0 +1,536 @@
+//! A batch: the changes of one or more transactions, as a frame of the log
+//! carries them.
+//!
+//! ```text
+//! payload  = version u8 = 1, part*
+//! part     = length u32 of what follows,
+//!            position  u8 length + bytes     (length 0: the transaction ends in a
+//!                                             later frame, whose position counts),
+//!            commit_time i64 (µs), tx u8 length + text,
+//!            first_ordinal u64, records u32, run*
+//! run      = schema u32, count u32, bodies_length u32, bodies,
+//!            ends count × u32, ops count × u8
+//! row      = value body,
+//!            [old key body, u32 length]      flag 0x10
+//!            [before body,  u32 length]      flag 0x20
+//!            [absent bitmap, u16 length]     flag 0x40
+//! ```
+//!
+//! Little-endian throughout. Extras stand *behind* the value, with their
+//! lengths last, because a column is found to be absent only while the value
+//! is being written. One pass writes it all, without an allocation per row.
+
+use std::fmt;
+
+use bytes::Bytes;
+use storage::{Frame, Micros, Offset, OffsetRange, Position};
+
+use crate::shape::SchemaNumber;
+
+const VERSION: u8 = 1;
+const OLD_KEY: u8 = 0x10;
+const BEFORE: u8 = 0x20;
+const ABSENT: u8 = 0x40;
+
+/// Bytes that do not have the form they claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "malformed batch: {}", self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// What happened to a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Op {
+    /// Seen by a snapshot.
+    Read = 0,
+    /// Inserted.
+    Insert = 1,
+    /// Updated, perhaps its key too.
+    Update = 2,
+    /// Deleted; the body holds what is known of the old row.
+    Delete = 3,
+    /// The whole table was emptied; the body is empty.
+    Truncate = 4,
+    /// A logical message.
+    Message = 5,
+}
+
+impl Op {
+    /// As users see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Insert => "insert",
+            Op::Update => "update",
+            Op::Delete => "delete",
+            Op::Truncate => "truncate",
+            Op::Message => "message",
+        }
+    }
+
+    fn from_bits(bits: u8) -> Result<Self, Malformed> {
+        Ok(match bits {
+            0 => Op::Read,
+            1 => Op::Insert,
+            2 => Op::Update,
+            3 => Op::Delete,
+            4 => Op::Truncate,
+            5 => Op::Message,
+            _ => return Err(Malformed("operation")),
+        })
+    }
+}
+
+/// The transaction that changes belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transaction<'a> {
+    /// End of its commit in the source's stream; a snapshot round's consistent point.
+    pub position: &'a [u8],
+    /// When it was committed.
+    pub commit_time: Micros,
+    /// xid or GTID; empty for a snapshot.
+    pub tx: &'a str,
+}
+
+/// What stands beside a row's value.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RowExtras<'a> {
+    /// The key before this update, where it changed.
+    pub old_key: Option<&'a [u8]>,
+    /// The whole old row, where the database sends it.
+    pub before: Option<&'a [u8]>,
+    /// Bit i (of byte i / 8, lowest first): column i was not sent.
+    pub absent: Option<&'a [u8]>,
+}
+
+/// Writes batches; one a source, its buffer handed on with each `take`.
+#[derive(Debug, Default)]
+pub struct BatchWriter {
+    out: Vec<u8>,
+    ends: Vec<u32>,
+    ops: Vec<u8>,
+    records: u32,
+    part: Option<OpenPart>,
+    run: Option<OpenRun>,
+}
+
+#[derive(Debug)]
+struct OpenPart {
+    start: usize,
+    records_at: usize,
+    records: u32,
+}
+
+#[derive(Debug)]
+struct OpenRun {
+    schema: SchemaNumber,
+    start: usize,
+    bodies: usize,
+}
+
+impl BatchWriter {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Whether nothing was begun since the last `take`.
+    pub fn is_empty(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    /// Rows held.
+    pub fn records(&self) -> u32 {
+        self.records
+    }
+
+    /// Begins a transaction's part. `position` is None while its commit is not
+    /// yet known: the frame that ends the transaction then tells it.
+    pub fn begin(&mut self, position: Option<&[u8]>, commit_time: Micros, tx: &str, first_ordinal: u64) {
+        self.end();
+        if self.out.is_empty() {
+            self.out.push(VERSION);
+        }
+        let start = self.out.len();
+        self.out.extend_from_slice(&[0; 4]);
+        put_short(&mut self.out, position.unwrap_or_default());
+        self.out.extend_from_slice(&commit_time.0.to_le_bytes());
+        put_short(&mut self.out, tx.as_bytes());
+        self.out.extend_from_slice(&first_ordinal.to_le_bytes());
+        let records_at = self.out.len();
+        self.out.extend_from_slice(&[0; 4]);
+        self.part = Some(OpenPart { start, records_at, records: 0 });
+    }
+
+    /// Ends the part begun last; a part without rows leaves nothing behind.
+    pub fn end(&mut self) {
+        self.end_run();
+        let Some(part) = self.part.take() else { return };
+        if part.records == 0 {
+            self.out.truncate(part.start);
+            if self.out.len() == 1 {
+                self.out.clear();
+            }
+            return;
+        }
+        let length = (self.out.len() - part.start - 4) as u32;
+        self.out[part.start..part.start + 4].copy_from_slice(&length.to_le_bytes());
+        self.out[part.records_at..part.records_at + 4].copy_from_slice(&part.records.to_le_bytes());
+    }
+
+    /// The buffer to write the next row's value body to, of this schema.
+    /// `close_row` or `drop_row` must follow.
+    #[inline]
+    pub fn open_row(&mut self, schema: SchemaNumber) -> &mut Vec<u8> {
+        if self.run.as_ref().is_none_or(|run| run.schema != schema) {
+            self.end_run();
+            let start = self.out.len();
+            self.out.extend_from_slice(&schema.to_le_bytes());
+            self.out.extend_from_slice(&[0; 8]);
+            self.run = Some(OpenRun { schema, start, bodies: self.out.len() });
+        }
+        &mut self.out
+    }
+
+    /// Ends the row whose value was written.
+    #[inline]
+    pub fn close_row(&mut self, op: Op, extras: RowExtras<'_>) {
+        let mut bits = op as u8;
+        for (flag, bytes) in [(OLD_KEY, extras.old_key), (BEFORE, extras.before)] {
+            if let Some(bytes) = bytes {
+                bits |= flag;
+                self.out.extend_from_slice(bytes);
+                self.out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            }
+        }
+        if let Some(bitmap) = extras.absent {
+            bits |= ABSENT;
+            self.out.extend_from_slice(bitmap);
+            self.out.extend_from_slice(&(bitmap.len() as u16).to_le_bytes());
+        }
+        let bodies = self.run.as_ref().expect("open_row came first").bodies;
+        self.ends.push((self.out.len() - bodies) as u32);
+        self.ops.push(bits);
+        self.records += 1;
+        if let Some(part) = &mut self.part {
+            part.records += 1;
+        }
+    }
+
+    /// Takes back a row that could not be written whole.
+    pub fn drop_row(&mut self) {
+        if let Some(run) = &self.run {
+            let end = self.ends.last().copied().unwrap_or(0) as usize;
+            self.out.truncate(run.bodies + end);
+        }
+    }
+
+    /// The payload and its rows; the writer is empty after. None if there is nothing.
+    pub fn take(&mut self) -> Option<(Bytes, u32)> {
+        self.end();
+        if self.out.is_empty() {
+            return None;
+        }
+        let room = self.out.len();
+        let payload = std::mem::replace(&mut self.out, Vec::with_capacity(room.min(4 << 20)));
+        Some((payload.into(), std::mem::take(&mut self.records)))
+    }
+
+    fn end_run(&mut self) {
+        let Some(run) = self.run.take() else { return };
+        if self.ops.is_empty() {
+            self.out.truncate(run.start);
+            return;
+        }
+        let bodies = (self.out.len() - run.bodies) as u32;
+        self.out[run.start + 4..run.start + 8].copy_from_slice(&(self.ops.len() as u32).to_le_bytes());
+        self.out[run.start + 8..run.start + 12].copy_from_slice(&bodies.to_le_bytes());
+        for end in self.ends.drain(..) {
+            self.out.extend_from_slice(&end.to_le_bytes());
+        }
+        self.out.append(&mut self.ops);
+    }
+}
+
+/// Sets the first ordinal of a payload's only part: a snapshot's workers write
+/// batches before their place among the others is known.
+pub fn patch_first_ordinal(payload: &mut [u8], first_ordinal: u64) -> Result<(), Malformed> {
+    const SHORT: Malformed = Malformed("part ends early");
+    let position = *payload.get(5).ok_or(SHORT)? as usize;
+    let tx_at = 6 + position + 8;
+    let tx = *payload.get(tx_at).ok_or(SHORT)? as usize;
+    let at = tx_at + 1 + tx;
+    payload.get_mut(at..at + 8).ok_or(SHORT)?.copy_from_slice(&first_ordinal.to_le_bytes());
+    Ok(())
+}
+
+fn put_short(out: &mut Vec<u8>, bytes: &[u8]) {
+    let len = u8::try_from(bytes.len()).expect("positions and transaction ids of a part are below 256 bytes");
+    out.push(len);
+    out.extend_from_slice(bytes);
+}
+
+/// A frame's changes, read.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Of its first record, and behind its last.
+    pub offsets: OffsetRange,
+    /// The commit position of the transaction the frame belongs to.
+    pub position: Option<Position>,
+    /// Whether the frame ends its transaction.
+    pub ends_transaction: bool,
+    /// Greatest commit time so far.
+    pub event_time: Micros,
+    payload: Bytes,
+}
+
+impl Batch {
+    /// Over a data frame.
+    pub fn new(frame: Frame) -> Self {
+        Self {
+            offsets: frame.offsets,
+            position: frame.position,
+            ends_transaction: frame.ends_transaction,
+            event_time: frame.event_time,
+            payload: frame.payload,
+        }
+    }
+
+    /// Size of the payload in bytes.
+    pub fn bytes(&self) -> usize {
+        self.payload.len()
+    }
+
+    /// The runs in order. After an error nothing more comes.
+    pub fn runs(&self) -> Runs<'_> {
+        Runs {
+            rest: &self.payload,
+            part: &[],
+            transaction: Transaction { position: &[], commit_time: Micros(0), tx: "" },
+            commit: self.position.as_ref().map(Position::as_bytes).unwrap_or_default(),
+            offset: self.offsets.start,
+            ordinal: 0,
+            begun: false,
+        }
+    }
+}
+
+/// Iterates over a batch's runs.
+#[derive(Debug)]
+pub struct Runs<'a> {
+    rest: &'a [u8],
+    part: &'a [u8],
+    transaction: Transaction<'a>,
+    commit: &'a [u8],
+    offset: Offset,
+    ordinal: u64,
+    begun: bool,
+}
+
+impl<'a> Runs<'a> {
+    fn read(&mut self) -> Result<Option<Run<'a>>, Malformed> {
+        if !self.begun {
+            self.begun = true;
+            if let Some((&version, rest)) = self.rest.split_first() {
+                if version != VERSION {
+                    return Err(Malformed("version"));
+                }
+                self.rest = rest;
+            }
+        }
+        if self.part.is_empty() {
+            if self.rest.is_empty() {
+                return Ok(None);
+            }
+            let length = u32_of(&mut self.rest)? as usize;
+            let (mut part, rest) = split(self.rest, length)?;
+            self.rest = rest;
+            let position = short(&mut part)?;
+            let commit_time = Micros(i64::from_le_bytes(fixed(&mut part)?));
+            let tx = std::str::from_utf8(short(&mut part)?).map_err(|_| Malformed("transaction id"))?;
+            self.ordinal = u64::from_le_bytes(fixed(&mut part)?);
+            let _records = u32_of(&mut part)?;
+            let position = if position.is_empty() { self.commit } else { position };
+            self.transaction = Transaction { position, commit_time, tx };
+            self.part = part;
+        }
+        let schema = u32_of(&mut self.part)?;
+        let count = u32_of(&mut self.part)? as usize;
+        let length = u32_of(&mut self.part)? as usize;
+        let (bodies, rest) = split(self.part, length)?;
+        let (ends, rest) = split(rest, count.checked_mul(4).ok_or(Malformed("row count"))?)?;
+        let (ops, rest) = split(rest, count)?;
+        self.part = rest;
+        if count == 0 {
+            return Err(Malformed("empty run"));
+        }
+        let run = Run {
+            schema,
+            transaction: self.transaction,
+            first_offset: self.offset,
+            first_ordinal: self.ordinal,
+            bodies,
+            ends,
+            ops,
+        };
+        self.offset = Offset(self.offset.0 + count as u64);
+        self.ordinal += count as u64;
+        Ok(Some(run))
+    }
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = Result<Run<'a>, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let run = self.read().transpose();
+        if matches!(run, Some(Err(_))) {
+            (self.rest, self.part) = (&[], &[]);
+        }
+        run
+    }
+}
+
+/// Rows of one table under one schema, in one transaction.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The log's own number of the schema.
+    pub schema: SchemaNumber,
+    /// Whose changes these are.
+    pub transaction: Transaction<'a>,
+    /// Of the first row.
+    pub first_offset: Offset,
+    /// Of the first row, in its transaction.
+    pub first_ordinal: u64,
+    bodies: &'a [u8],
+    ends: &'a [u8],
+    ops: &'a [u8],
+}
+
+/// One row's change.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// What happened.
+    pub op: Op,
+    /// In the log.
+    pub offset: Offset,
+    /// In its transaction.
+    pub ordinal: u64,
+    /// The row under the run's schema.
+    pub value: &'a [u8],
+    /// The key before, under the schema of the key.
+    pub old_key: Option<&'a [u8]>,
+    /// The whole old row, under the run's schema.
+    pub before: Option<&'a [u8]>,
+    absent: Option<&'a [u8]>,
+}
+
+impl<'a> Run<'a> {
+    /// Rows in it.
+    #[expect(clippy::len_without_is_empty, reason = "a run is never empty")]
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Size of the bodies in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bodies.len()
+    }
+
+    /// The changes in order.
+    pub fn changes(&self) -> impl Iterator<Item = Result<Change<'a>, Malformed>> + use<'a> {
+        let run = *self;
+        let mut start = 0;
+        (0..run.len()).map(move |i| {
+            let end = run.ends[i * 4..].first_chunk().map_or(0, |b| u32::from_le_bytes(*b)) as usize;
+            let row = run.bodies.get(start..end).ok_or(Malformed("row end"))?;
+            start = end;
+            run.change(i, row)
+        })
+    }
+
+    #[inline]
+    fn change(&self, i: usize, mut row: &'a [u8]) -> Result<Change<'a>, Malformed> {
+        let bits = self.ops[i];
+        let op = Op::from_bits(bits & 0x0f)?;
+        let (mut old_key, mut before, mut absent) = (None, None, None);
+        if bits & 0xf0 != 0 {
+            if bits & ABSENT != 0 {
+                let (rest, length) = row.split_last_chunk::<2>().ok_or(Malformed("absent columns"))?;
+                absent = Some(split_end(rest, u16::from_le_bytes(*length) as usize, &mut row)?);
+            }
+            for (flag, into) in [(BEFORE, &mut before), (OLD_KEY, &mut old_key)] {
+                if bits & flag != 0 {
+                    let (rest, length) = row.split_last_chunk::<4>().ok_or(Malformed("old row"))?;
+                    *into = Some(split_end(rest, u32::from_le_bytes(*length) as usize, &mut row)?);
+                }
+            }
+        }
+        Ok(Change {
+            op,
+            offset: Offset(self.first_offset.0 + i as u64),
+            ordinal: self.first_ordinal + i as u64,
+            value: row,
+            old_key,
+            before,
+            absent,
+        })
+    }
+}
+
+impl Change<'_> {
+    /// Whether the database did not send this column.
+    #[inline]
+    pub fn is_absent(&self, column: usize) -> bool {
+        self.absent.is_some_and(|bits| bits.get(column / 8).is_some_and(|byte| byte & (1 << (column % 8)) != 0))
+    }
+
+    /// Whether any column was not sent.
+    #[inline]
+    pub fn has_absent(&self) -> bool {
+        self.absent.is_some()
+    }
+}
+
+fn split(bytes: &[u8], at: usize) -> Result<(&[u8], &[u8]), Malformed> {
+    bytes.split_at_checked(at).ok_or(Malformed("it ends early"))
+}
+
+fn split_end<'a>(bytes: &'a [u8], length: usize, rest: &mut &'a [u8]) -> Result<&'a [u8], Malformed> {
+    let at = bytes.len().checked_sub(length).ok_or(Malformed("extras are longer than the row"))?;
+    let (head, tail) = bytes.split_at(at);
+    *rest = head;
+    Ok(tail)
+}
+
+fn fixed<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Malformed> {
+    let (head, rest) = bytes.split_first_chunk::<N>().ok_or(Malformed("it ends early"))?;
+    *bytes = rest;
+    Ok(*head)
+}
+
+fn u32_of(bytes: &mut &[u8]) -> Result<u32, Malformed> {
+    fixed(bytes).map(u32::from_le_bytes)
+}
+
+fn short<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], Malformed> {
+    let [length] = fixed(bytes)?;
+    let (head, rest) = split(bytes, length as usize)?;
+    *bytes = rest;
+    Ok(head)
+}
+
+#[cfg(test)]
+mod tests;

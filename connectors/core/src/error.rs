@@ -1,0 +1,97 @@
+//! An error that says what to do about it.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// What the runtime does after an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It may pass: back off and try again.
+    Retry,
+    /// A newer daemon took over: stop, and let it.
+    Yield,
+    /// A person must act.
+    Halt,
+}
+
+/// The error of every connector.
+#[derive(Debug)]
+pub struct Error {
+    action: Action,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// With the connectors' error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// What was attempted, on what, in lower case, without a stop.
+    pub fn new(action: Action, message: impl Into<String>) -> Self {
+        Self { action, message: message.into(), hint: None, source: None }
+    }
+
+    /// May pass.
+    pub fn retry(message: impl Into<String>) -> Self {
+        Self::new(Action::Retry, message)
+    }
+
+    /// A person must act.
+    pub fn halt(message: impl Into<String>) -> Self {
+        Self::new(Action::Halt, message)
+    }
+
+    /// A newer daemon took over.
+    pub fn superseded(message: impl Into<String>) -> Self {
+        Self::new(Action::Yield, message)
+    }
+
+    /// Adds the remedy: what to type, what to change.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What the runtime does now.
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// The remedy, if there is one.
+    pub fn remedy(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// The message with all its causes, for a place that holds one line.
+    pub fn chain(&self) -> String {
+        let mut out = self.message.clone();
+        let mut cause = StdError::source(self);
+        while let Some(error) = cause {
+            out.push_str(": ");
+            out.push_str(&error.to_string());
+            cause = error.source();
+        }
+        out
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|error| error as &(dyn StdError + 'static))
+    }
+}

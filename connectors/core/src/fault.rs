@@ -1,0 +1,32 @@
+//! Named instants at which a test kills the process. Nothing at all unless the
+//! feature `fault-points` is on, which no release build has.
+
+/// Ends the process as SIGKILL would if `HIGHWATER_FAULT` names this point:
+/// `point`, or `point:n` for its n-th passing.
+#[cfg(feature = "fault-points")]
+pub fn point(name: &str) {
+    use std::io::Write;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    let wanted = WANTED.get_or_init(|| {
+        let text = std::env::var("HIGHWATER_FAULT").ok()?;
+        let (name, nth) = text.split_once(':').unwrap_or((&text, "1"));
+        Some((name.to_owned(), nth.parse().ok()?))
+    });
+    let Some((point, nth)) = wanted else { return };
+    if point == name && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *nth {
+        // The line is the test's proof that the point was hit.
+        let _ = writeln!(std::io::stderr(), "fault point hit: {name}");
+        let pid = std::process::id().to_string();
+        let _ = std::process::Command::new("kill").args(["-KILL", &pid]).status();
+        std::process::abort();
+    }
+}
+
+/// Nothing.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn point(_name: &str) {}

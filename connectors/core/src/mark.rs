@@ -1,0 +1,52 @@
+//! A mark: an event of the stream that is not a row. Rare, so its form is JSON.
+
+use serde::{Deserialize, Serialize};
+use storage::Micros;
+
+/// What a control frame with a record carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// `snapshot_begin` or `snapshot_end`.
+    pub op: String,
+    /// Of the table: schema and table part of the stream.
+    pub schema: String,
+    /// See `schema`.
+    pub table: String,
+    /// The table's stream.
+    pub stream: String,
+    /// The log's number of the table's schema at that time.
+    pub shape: u32,
+    /// Counts a table's snapshots, from 1.
+    pub generation: u64,
+    /// The sinks it is meant for; empty: all.
+    #[serde(default, rename = "for", skip_serializing_if = "Vec::is_empty")]
+    pub sinks: Vec<String>,
+    /// The round's consistent point, as bytes.
+    pub position: Vec<u8>,
+    /// In its round.
+    pub ordinal: u64,
+    /// When.
+    pub commit_time: i64,
+}
+
+impl Mark {
+    /// Opens a generation.
+    pub const BEGIN: &'static str = "snapshot_begin";
+    /// Closes one.
+    pub const END: &'static str = "snapshot_end";
+
+    /// As the log carries it.
+    pub fn to_payload(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a mark has no map with keys that are not text")
+    }
+
+    /// From a control frame. None: a control frame of a later version.
+    pub fn from_payload(payload: &[u8]) -> Option<Self> {
+        serde_json::from_slice(payload).ok()
+    }
+
+    /// When.
+    pub fn time(&self) -> Micros {
+        Micros(self.commit_time)
+    }
+}

@@ -1,0 +1,51 @@
+//! Where changes come from.
+
+use std::future::Future;
+
+use storage::{Durable, LogBatch, Position, State, StateChange};
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::shape::SchemaNumber;
+use crate::table::Table;
+
+/// A batch that a source captured, ready for the log.
+#[derive(Debug)]
+pub struct Captured {
+    /// What goes into the log, with the state that changes by it.
+    pub batch: LogBatch,
+}
+
+/// A schema's number, and what the log must remember if it is new.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The log's own number.
+    pub number: SchemaNumber,
+    /// Goes with the first batch that uses the number, in the same transaction.
+    pub change: Option<StateChange>,
+}
+
+/// Numbers shapes and has them registered. Blocking: sources call it from
+/// their own thread, once per new shape.
+pub trait Schemas: Send + Sync + 'static {
+    /// The number of this very shape; the same for equal tables, for ever.
+    fn resolve(&self, table: &Table) -> Result<Resolved>;
+}
+
+/// Tails a database. One instance, one log.
+pub trait Source: Send {
+    /// Compares what the log holds with what the server offers, and begins
+    /// behind `resume`. `state` is the log's: the source's own entries begin
+    /// with `source/`. May be called again after an error.
+    fn open(&mut self, resume: Option<&Position>, state: Arc<State>) -> impl Future<Output = Result<()>> + Send;
+
+    /// The next batch; None when the source has ended for good. Cancel-safe.
+    /// After an error only `open` may follow.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Captured>>> + Send;
+
+    /// The source may forget everything up to here. Never blocks on the server.
+    fn acknowledge(&mut self, upto: Durable<Position>) -> impl Future<Output = Result<()>> + Send;
+
+    /// Stops cleanly, in bounded time.
+    fn close(&mut self) -> impl Future<Output = ()> + Send;
+}
