@@ -13,7 +13,7 @@ mod batch;
 mod civil;
 mod decimal;
 mod error;
-pub mod fault;
+pub use storage::fault;
 mod json;
 mod mark;
 mod name;

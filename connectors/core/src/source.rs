@@ -46,6 +46,10 @@ pub trait Source: Send {
     /// The source may forget everything up to here. Never blocks on the server.
     fn acknowledge(&mut self, upto: Durable<Position>) -> impl Future<Output = Result<()>> + Send;
 
+    /// Whether all that was committed at the source before the first call of
+    /// this, initial snapshots included, lies at or before `durable`.
+    fn caught_up(&mut self, durable: Option<&Position>) -> impl Future<Output = Result<bool>> + Send;
+
     /// Stops cleanly, in bounded time.
     fn close(&mut self) -> impl Future<Output = ()> + Send;
 }

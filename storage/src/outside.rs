@@ -1,0 +1,357 @@
+//! The log's files, read by a process that does not write them: beside a
+//! running daemon, or what a stopped or broken one left behind.
+//!
+//! Nothing above the greatest `synced` that the files tell is given out.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::batch::Frame;
+use crate::error::{Error, Result};
+use crate::files::{Disk, Files, segment_bases, segment_path};
+use crate::index::Sealed;
+use crate::newtypes::{LogId, Micros, Offset, OffsetRange, Position};
+use crate::reader::commit_of;
+use crate::recovery::{Walk, bad_frame};
+use crate::segment::{Bad, Scanner};
+use crate::state::State;
+
+pub use crate::segment::{FrameKind, Header};
+
+/// A log's folder.
+#[derive(Clone, Debug)]
+pub struct LogFiles<F: Files = Disk> {
+    files: F,
+    folder: PathBuf,
+}
+
+/// A frame as it stands on disk.
+#[derive(Clone, Debug)]
+pub struct RawFrame {
+    /// The segment's file.
+    pub segment: PathBuf,
+    /// Byte position in it.
+    pub at: u64,
+    /// Its header.
+    pub header: Header,
+}
+
+/// What a whole check found.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Report {
+    /// Segments read.
+    pub segments: u64,
+    /// Frames whose CRCs and chain are right.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// First offset held.
+    pub start: u64,
+    /// End of the last whole transaction known to be durable.
+    pub end: u64,
+    /// Bytes of a torn tail, which the next start cuts.
+    pub torn_bytes: u64,
+}
+
+impl LogFiles {
+    /// Of a log in a folder.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::open_on(Disk, folder)
+    }
+}
+
+impl<F: Files> LogFiles<F> {
+    /// As `open`, on a file system of choice.
+    pub fn open_on(files: F, folder: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self { files, folder: folder.as_ref().to_path_buf() })
+    }
+
+    fn bases(&self) -> Result<Vec<u64>> {
+        let names = self.files.list(&self.folder).map_err(|error| Error::io("list", &self.folder, error))?;
+        Ok(segment_bases(&names))
+    }
+
+    fn scanner(&self, base: u64) -> Result<Scanner<F::File>> {
+        let path = segment_path(&self.folder, base);
+        let file = self.files.open(&path).map_err(|error| Error::io("open", &path, error))?;
+        Scanner::open(file, &path)
+    }
+
+    /// First offset held; None if there is no log.
+    pub fn start(&self) -> Result<Option<Offset>> {
+        Ok(self.bases()?.first().copied().map(Offset))
+    }
+
+    /// Where the log stands: its id, state, and the end of what is shown.
+    pub fn standing(&self) -> Result<Option<Standing>> {
+        let bases = self.bases()?;
+        let Some(&newest) = bases.last() else { return Ok(None) };
+        let mut walk = Walk::new(self.scanner(newest)?, newest)?;
+        let limit = self.synced(newest)?;
+        while walk.next_sequence < limit && walk.step()?.is_ok() {}
+        Ok(Some(Standing {
+            id: walk.kept.id,
+            epoch: walk.kept.epoch,
+            start: Offset(bases[0]),
+            end: Offset(walk.kept.offset),
+            position: walk.kept.position,
+            event_time: walk.kept.event_time,
+            state: walk.state,
+        }))
+    }
+
+    /// The greatest `synced` of a segment.
+    fn synced(&self, base: u64) -> Result<u64> {
+        let scanner = self.scanner(base)?;
+        let (mut at, mut synced) = (0, 0);
+        while let Ok(header) = scanner.header(at)? {
+            synced = synced.max(header.synced);
+            at += header.frame_length();
+        }
+        // Behind a bad frame there may be good ones that know more.
+        for (_, header) in scanner.headers_behind(at)? {
+            synced = synced.max(header.synced);
+        }
+        Ok(synced)
+    }
+
+    /// The first offset of a transaction whose commit time may be at or after
+    /// `time`; the high-water mark if none is.
+    pub fn offset_at(&self, time: Micros) -> Result<Offset> {
+        let bases = self.bases()?;
+        for (i, &base) in bases.iter().enumerate() {
+            let path = segment_path(&self.folder, base);
+            let mut scanner = self.scanner(base)?;
+            if i + 1 < bases.len() {
+                let sealed = Sealed::load(&self.files, &path)?;
+                let sealed = sealed.map_err(|(at, offset, bad)| bad_frame(path.clone(), at, offset, bad))?;
+                if sealed.time < time {
+                    continue;
+                }
+                scanner.at = sealed.index.before_time(time);
+            }
+            let mut begin = None;
+            while let Ok(header) = scanner.header(scanner.at)? {
+                scanner.at += header.frame_length();
+                let first = *begin.get_or_insert(header.base);
+                if header.event_time >= time && matches!(header.kind, FrameKind::Log(_)) {
+                    return Ok(Offset(first));
+                }
+                if header.ends_transaction {
+                    begin = None;
+                }
+            }
+        }
+        Ok(self.standing()?.map_or(Offset(0), |standing| standing.end))
+    }
+
+    /// Whole transactions from an offset on, up to what is durable. The cursor
+    /// starts at the head of the offset's segment, so that it knows the state.
+    pub fn read(&self, from: Offset) -> Result<Cursor<F>> {
+        let bases = self.bases()?;
+        let i = bases.partition_point(|&base| base <= from.0).saturating_sub(1);
+        let start = *bases.get(i).ok_or(Error::OutOfRange { offset: from.0, start: 0, end: 0 })?;
+        if from.0 < start {
+            let end = self.standing()?.map_or(start, |standing| standing.end.0);
+            return Err(Error::OutOfRange { offset: from.0, start, end });
+        }
+        let walk = Walk::new(self.scanner(start)?, start)?;
+        Ok(Cursor { log: self.clone(), walk, synced: 0, from: from.0, commit: None, inside: false })
+    }
+
+    /// Every frame as it stands, without its payload; ends at the first that is not whole.
+    pub fn frames(&self, mut each: impl FnMut(RawFrame)) -> Result<()> {
+        for base in self.bases()? {
+            let scanner = self.scanner(base)?;
+            let mut at = 0;
+            loop {
+                match scanner.header(at)? {
+                    Ok(header) => {
+                        let length = header.frame_length();
+                        each(RawFrame { segment: scanner.path.clone(), at, header });
+                        at += length;
+                    }
+                    Err(Bad::End) => break,
+                    Err(bad) => return Err(bad_frame(scanner.path.clone(), at, base, bad)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything: CRCs, chain, sequence, the borders of segments.
+    /// `progress` gets bytes read so far.
+    pub fn check(&self, mut progress: impl FnMut(u64)) -> Result<Report> {
+        let bases = self.bases()?;
+        let mut report = Report { start: bases.first().copied().unwrap_or(0), ..Report::default() };
+        let mut before: Option<(u64, u32, u64)> = None;
+        for (i, &base) in bases.iter().enumerate() {
+            let newest = i + 1 == bases.len();
+            let mut walk = Walk::new(self.scanner(base)?, base)?;
+            let head = walk.scanner.header(0)?;
+            let path = walk.scanner.path.clone();
+            if let (Some((sequence, chain, end)), Ok(head)) = (before, head)
+                && (head.sequence != sequence || head.base < end || head.chain_after(chain) != head.chain)
+            {
+                let what = format!("frames {sequence} to {} do not meet", head.sequence);
+                return Err(Error::Gap { path, what });
+            }
+            let stop = loop {
+                match walk.step()? {
+                    Ok((_, header, _)) => {
+                        report.frames += 1;
+                        report.records += u64::from(header.records);
+                        progress(report.bytes + walk.scanner.at);
+                    }
+                    Err(bad) => break bad,
+                }
+            };
+            report.segments += 1;
+            report.frames += 1;
+            report.bytes += walk.scanner.at;
+            match stop {
+                Bad::End => {}
+                Bad::Frame(what) => {
+                    let behind = walk.scanner.headers_behind(walk.scanner.at)?;
+                    let synced = behind.iter().map(|(_, h)| h.synced).max().unwrap_or(0).max(walk.synced);
+                    if !newest || synced > walk.next_sequence {
+                        walk.synced = synced;
+                        return Err(walk.corrupt(what));
+                    }
+                    report.torn_bytes = walk.scanner.length - walk.kept_at;
+                }
+                bad => return Err(bad_frame(path, walk.scanner.at, walk.kept.offset, bad)),
+            }
+            report.end = walk.kept.offset;
+            before = Some((walk.next_sequence, walk.kept.chain, walk.kept.offset));
+        }
+        Ok(report)
+    }
+}
+
+/// Where a log stands, seen from outside.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Which log it is.
+    pub id: LogId,
+    /// Of the last opening.
+    pub epoch: u64,
+    /// First offset held.
+    pub start: Offset,
+    /// End of what is durable and whole.
+    pub end: Offset,
+    /// Where the source resumes.
+    pub position: Option<Position>,
+    /// Commit time up to which all is there.
+    pub event_time: Micros,
+    /// The state.
+    pub state: State,
+}
+
+/// Reads on and on.
+pub struct Cursor<F: Files = Disk> {
+    log: LogFiles<F>,
+    walk: Walk<F::File>,
+    synced: u64,
+    from: u64,
+    commit: Option<Position>,
+    inside: bool,
+}
+
+impl<F: Files> Cursor<F> {
+    /// The state as of the frame given last, or later.
+    pub fn state(&self) -> &State {
+        &self.walk.state
+    }
+
+    /// The next frame; None if there is none now: ask again after a while.
+    /// After an error nothing more comes.
+    pub fn next(&mut self) -> Result<Option<Frame>> {
+        loop {
+            if self.walk.next_sequence >= self.synced {
+                self.refresh()?;
+                if self.walk.next_sequence >= self.synced {
+                    return Ok(None);
+                }
+            }
+            let frame = match self.walk.step()? {
+                Ok((_, header, payload)) => {
+                    if !self.inside {
+                        self.commit = commit_of(&self.walk.scanner, &header)?;
+                    }
+                    self.inside = !header.ends_transaction;
+                    (header, payload)
+                }
+                Err(Bad::End) => {
+                    if !self.next_segment()? {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+                Err(Bad::Frame(what)) => return Err(self.walk.corrupt(what)),
+                Err(bad) => return Err(bad_frame(self.walk.scanner.path.clone(), self.walk.scanner.at, 0, bad)),
+            };
+            let (header, payload) = frame;
+            let wanted = header.end() > self.from || (header.records == 0 && header.base >= self.from);
+            if let FrameKind::Log(kind) = header.kind
+                && wanted
+            {
+                return Ok(Some(Frame {
+                    offsets: OffsetRange { start: Offset(header.base), end: Offset(header.end()) },
+                    kind,
+                    ends_transaction: header.ends_transaction,
+                    event_time: header.event_time,
+                    payload,
+                    position: self.commit.clone(),
+                }));
+            }
+        }
+    }
+
+    /// How long to wait before asking again.
+    pub const PAUSE: Duration = Duration::from_millis(50);
+
+    /// Learns how far this segment is durable by now.
+    fn refresh(&mut self) -> Result<()> {
+        let base = self.walk.scanner_base();
+        let newest = self.log.bases()?.last().copied();
+        let length = {
+            let scanner = self.log.scanner(base)?;
+            scanner.length
+        };
+        if length == self.walk.scanner.length && newest == Some(base) && self.synced > 0 {
+            return Ok(());
+        }
+        self.walk.scanner.length = length;
+        // A segment with one behind it is durable to its end.
+        self.synced = if newest == Some(base) { self.log.synced(base)? } else { u64::MAX };
+        Ok(())
+    }
+
+    fn next_segment(&mut self) -> Result<bool> {
+        let base = self.walk.scanner_base();
+        let Some(next) = self.log.bases()?.into_iter().find(|&other| other > base) else {
+            // Reached the end of the newest, which is all durable.
+            self.synced = 0;
+            return Ok(false);
+        };
+        let walk = Walk::new(self.log.scanner(next)?, next)?;
+        let head = walk.scanner.header(0)?.map_err(|bad| bad_frame(walk.scanner.path.clone(), 0, next, bad))?;
+        if head.sequence != self.walk.next_sequence {
+            let what = format!("frames {} to {} are missing", self.walk.next_sequence, head.sequence);
+            return Err(Error::Gap { path: walk.scanner.path.clone(), what });
+        }
+        self.walk = walk;
+        self.synced = 0;
+        Ok(true)
+    }
+}
+
+impl<F: crate::files::LogFile> Walk<F> {
+    fn scanner_base(&self) -> u64 {
+        let name = self.scanner.path.file_stem().and_then(|name| name.to_str());
+        name.and_then(|name| name.parse().ok()).unwrap_or(0)
+    }
+}

@@ -1,0 +1,180 @@
+//! Follows the writer inside its own process: whole, durable transactions only.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures_util::{Stream, stream};
+use tokio::sync::watch;
+
+use crate::batch::Frame;
+use crate::error::{Error, Result};
+use crate::files::{Files, segment_path};
+use crate::log::Shared;
+use crate::newtypes::{Offset, OffsetRange, Position};
+use crate::recovery::bad_frame;
+use crate::segment::{FrameKind, Header, Scanner};
+
+/// Read at a time, about.
+const PIECE: usize = 1 << 20;
+
+pub(crate) struct Reader<F: Files> {
+    shared: Arc<Shared<F>>,
+    next: u64,
+    /// The segment being read; None: to be found.
+    open: Option<Open<F::File>>,
+    ready: VecDeque<Frame>,
+    failed: bool,
+}
+
+struct Open<F> {
+    base: u64,
+    scanner: Scanner<F>,
+    /// Of the transaction under way.
+    commit: Option<Position>,
+    inside: bool,
+}
+
+impl<F: Files> Reader<F> {
+    pub(crate) fn new(shared: Arc<Shared<F>>, next: u64) -> Self {
+        Self { shared, next, open: None, ready: VecDeque::new(), failed: false }
+    }
+
+    pub(crate) fn stream(
+        self,
+        high_water: watch::Receiver<Offset>,
+    ) -> impl Stream<Item = Result<Frame>> + Send + 'static {
+        stream::unfold((self, high_water), |(mut reader, mut high_water)| async move {
+            loop {
+                if let Some(frame) = reader.ready.pop_front() {
+                    return Some((Ok(frame), (reader, high_water)));
+                }
+                if reader.failed {
+                    return None;
+                }
+                high_water.mark_unchanged();
+                // Reading is disk work, even if it is mostly memory.
+                let filled = tokio::task::spawn_blocking(move || {
+                    let filled = reader.fill();
+                    (reader, filled)
+                });
+                let filled = filled.await;
+                let result;
+                (reader, result) = match filled {
+                    Ok(filled) => filled,
+                    Err(_) => return None,
+                };
+                match result {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        if high_water.changed().await.is_err() {
+                            return None;
+                        }
+                    }
+                    Err(error) => {
+                        reader.failed = true;
+                        return Some((Err(error), (reader, high_water)));
+                    }
+                }
+            }
+        })
+    }
+
+    /// Reads some frames ahead; false if there are no more now.
+    fn fill(&mut self) -> Result<bool> {
+        let shown = self.shared.shown();
+        let mut bytes = 0;
+        while bytes < PIECE {
+            if self.open.is_none() {
+                self.open = Some(self.find(shown.offset)?);
+            }
+            let Some(open) = &mut self.open else { break };
+            let limit = if open.base == shown.segment {
+                shown.length
+            } else {
+                match self.shared.sealed(open.base)? {
+                    Some(sealed) => sealed.length,
+                    None => return Err(self.out_of_range(shown.offset)),
+                }
+            };
+            if open.scanner.at >= limit {
+                if open.base == shown.segment {
+                    break;
+                }
+                let base = open.base;
+                let next = self.shared.bases().into_iter().find(|&other| other > base);
+                let next = next.ok_or_else(|| self.out_of_range(shown.offset))?;
+                self.open = Some(self.begin(next, 0)?);
+                continue;
+            }
+            open.scanner.length = limit;
+            let (at, path) = (open.scanner.at, open.scanner.path.clone());
+            let expected = self.next;
+            let (_, header, payload) =
+                open.scanner.next()?.map_err(|bad| bad_frame(path.clone(), at, expected, bad))?;
+            if !open.inside {
+                open.commit = open.commit_of(&header)?;
+            }
+            open.inside = !header.ends_transaction;
+            if let FrameKind::Log(kind) = header.kind
+                && (header.end() > self.next || (header.records == 0 && header.base >= self.next))
+            {
+                bytes += payload.len();
+                self.next = header.end();
+                self.ready.push_back(Frame {
+                    offsets: OffsetRange { start: Offset(header.base), end: Offset(header.end()) },
+                    kind,
+                    ends_transaction: header.ends_transaction,
+                    event_time: header.event_time,
+                    payload,
+                    position: open.commit.clone(),
+                });
+            }
+        }
+        Ok(!self.ready.is_empty())
+    }
+
+    fn find(&self, end: u64) -> Result<Open<F::File>> {
+        let bases = self.shared.bases();
+        let i = bases.partition_point(|&base| base <= self.next);
+        let base = *i.checked_sub(1).and_then(|i| bases.get(i)).ok_or_else(|| self.out_of_range(end))?;
+        let at = if bases.last() == Some(&base) {
+            0
+        } else {
+            self.shared.sealed(base)?.map_or(0, |sealed| sealed.index.before_offset(self.next))
+        };
+        self.begin(base, at)
+    }
+
+    fn begin(&self, base: u64, at: u64) -> Result<Open<F::File>> {
+        let path = segment_path(&self.shared.folder, base);
+        let file = self.shared.files.open(&path).map_err(|error| Error::io("open", &path, error))?;
+        let mut scanner = Scanner::open(file, &path)?;
+        scanner.at = at;
+        Ok(Open { base, scanner, commit: None, inside: false })
+    }
+
+    fn out_of_range(&self, end: u64) -> Error {
+        let start = self.shared.bases().first().copied().unwrap_or(0);
+        Error::OutOfRange { offset: self.next, start, end }
+    }
+}
+
+impl<F: crate::files::LogFile> Open<F> {
+    fn commit_of(&self, first: &Header) -> Result<Option<Position>> {
+        commit_of(&self.scanner, first)
+    }
+}
+
+/// The position of the transaction that begins with `first`, which the scanner
+/// has just passed: known only to the transaction's last frame.
+pub(crate) fn commit_of<F: crate::files::LogFile>(scanner: &Scanner<F>, first: &Header) -> Result<Option<Position>> {
+    let mut at = scanner.at;
+    let mut header = first.clone();
+    while !header.ends_transaction {
+        let bad = |bad| bad_frame(scanner.path.clone(), at, header.end(), bad);
+        let next = scanner.header(at)?.map_err(bad)?;
+        at += next.frame_length();
+        header = next;
+    }
+    Ok(header.position)
+}

@@ -1,0 +1,74 @@
+//! Which segments may go.
+//!
+//! A sealed segment goes when everything in it lies below the floor (the least
+//! checkpoint of a sink, and the first frame held back) and it is older, or all
+//! together larger, than is to be kept. The newest segment always stays.
+
+use std::path::Path;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::files::{Files, LogFile, segment_path};
+use crate::log::{Options, Shared};
+use crate::writer::PENDING_KEY;
+
+/// Removes what is neither needed nor to be kept.
+pub(crate) fn apply<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, options: &Options) -> Result<()> {
+    let bases = shared.bases();
+    let lengths: Vec<u64> = bases
+        .iter()
+        .map(|&base| files.open(&segment_path(folder, base)).and_then(|file| file.length()).unwrap_or(0))
+        .collect();
+    let mut total: u64 = lengths.iter().sum();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+    let floor = floor(shared);
+    let mut upto = None;
+    for (pair, length) in bases.windows(2).zip(&lengths) {
+        if pair[1] > floor {
+            break;
+        }
+        let time = shared.sealed(pair[0])?.map_or(i64::MAX, |sealed| sealed.time.0);
+        let old = options.retain.age.is_some_and(|age| time < now.saturating_sub(age.as_micros() as i64));
+        let large = options.retain.bytes.is_some_and(|bytes| total > bytes);
+        if !old && !large {
+            break;
+        }
+        total -= length;
+        upto = Some(pair[1]);
+    }
+    upto.map_or(Ok(()), |upto| remove(shared, files, folder, upto))
+}
+
+/// Removes whole segments below an offset, whatever their age, but never what is needed.
+pub(crate) fn trim<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, upto: u64) -> Result<()> {
+    remove(shared, files, folder, upto.min(pending(shared)))
+}
+
+fn floor<F: Files>(shared: &Shared<F>) -> u64 {
+    shared.floor.load(Ordering::Relaxed).min(pending(shared))
+}
+
+/// The first frame held back and not released.
+fn pending<F: Files>(shared: &Shared<F>) -> u64 {
+    let state = shared.state();
+    let value = state.get(PENDING_KEY).and_then(|value| std::str::from_utf8(value).ok());
+    value.and_then(|value| value.parse().ok()).unwrap_or(u64::MAX)
+}
+
+/// Oldest first, so that a crash in between leaves no hole. Not synced: a name
+/// that comes back after a power cut is removed again.
+fn remove<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, upto: u64) -> Result<()> {
+    for pair in shared.bases().windows(2).filter(|pair| pair[1] <= upto) {
+        let path = segment_path(folder, pair[0]);
+        files.remove(&path).map_err(|error| Error::io("remove", &path, error))?;
+        // There may be none.
+        let _ = files.remove(&path.with_extension("idx"));
+        fault::point("retention");
+        shared.sealed.write().unwrap_or_else(PoisonError::into_inner).remove(&pair[0]);
+        tracing::info!(segment = %path.display(), "removed");
+    }
+    Ok(())
+}

@@ -1,0 +1,401 @@
+//! The one thread that writes: frames, group commits, new segments.
+//!
+//! A group is synced when 2 MiB wait, or the input is drained, or its oldest
+//! frame has waited for 5 ms while more keeps coming. While a sync runs, the
+//! next group gathers in the channel.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::batch::{Appended, Kind, LogBatch, StateChange};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::files::{Files, LogFile, SyncPoint, segment_path};
+use crate::index::{Index, Sealed};
+use crate::log::{Options, Shared, Shown};
+use crate::newtypes::{Durable, Epoch, Micros, Offset, OffsetRange};
+use crate::recovery::Standing;
+use crate::retention;
+use crate::segment::{FrameKind, Header, crc};
+use crate::state::encode_changes;
+
+const GROUP_BYTES: usize = 2 << 20;
+const LINGER: Duration = Duration::from_millis(5);
+const IDLE: Duration = Duration::from_millis(50);
+
+/// The state key of the first pending frame that was not released.
+pub const PENDING_KEY: &[u8] = b"log/pending";
+
+/// Resolves when a batch is durable. Cancel-safe: dropping it does not take the batch back.
+#[derive(Debug)]
+pub struct Commit(pub(crate) oneshot::Receiver<Result<Appended>>);
+
+impl Future for Commit {
+    type Output = Result<Appended>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(Error::Closed)))
+    }
+}
+
+pub(crate) enum Request {
+    Append { batch: LogBatch, done: oneshot::Sender<Result<Appended>>, room: Option<OwnedSemaphorePermit> },
+    Trim { upto: Offset, done: oneshot::Sender<Result<()>> },
+    Retain,
+    Close { done: oneshot::Sender<()> },
+}
+
+pub(crate) struct Writer<F: Files> {
+    pub(crate) shared: Arc<Shared<F>>,
+    pub(crate) requests: Receiver<Request>,
+    pub(crate) files: F,
+    pub(crate) folder: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) standing: Standing,
+    pub(crate) epoch: Epoch,
+    pub(crate) segment: u64,
+    pub(crate) file: F::File,
+    pub(crate) length: u64,
+    pub(crate) index: Index,
+    pub(crate) synced: u64,
+    pub(crate) inside: bool,
+    pub(crate) waiting: VecDeque<Waiting>,
+    pub(crate) unsynced: usize,
+    pub(crate) oldest: Option<Instant>,
+    /// Changes of the transaction under way.
+    pub(crate) changes: Vec<StateChange>,
+    /// The newest frame tells less than is synced.
+    pub(crate) untold: bool,
+    /// At the last transaction's end.
+    pub(crate) whole: Shown,
+}
+
+pub(crate) struct Waiting {
+    done: oneshot::Sender<Result<Appended>>,
+    appended: Appended,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+enum Next {
+    More,
+    Drained,
+    Idle,
+    Close(Option<oneshot::Sender<()>>),
+}
+
+impl<F: Files> Writer<F> {
+    pub(crate) fn run(mut self) {
+        let closing = loop {
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(closing)) => break closing,
+                Err(error) => return self.poison(error),
+            }
+        };
+        if let Err(error) = self.sync().and_then(|()| self.idle()).and_then(|()| self.sync()) {
+            return self.poison(error);
+        }
+        self.shared.close();
+        if let Some(done) = closing {
+            let _ = done.send(());
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "whether to close, and whom to tell")]
+    fn turn(&mut self) -> Result<Option<Option<oneshot::Sender<()>>>> {
+        match self.take()? {
+            Next::More => {
+                if self.unsynced >= GROUP_BYTES || self.oldest.is_some_and(|oldest| oldest.elapsed() >= LINGER) {
+                    self.sync()?;
+                }
+            }
+            Next::Drained => self.sync()?,
+            Next::Idle => {
+                if self.untold && !self.inside {
+                    self.idle()?;
+                }
+            }
+            Next::Close(done) => return Ok(Some(done)),
+        }
+        if self.length >= self.options.segment_bytes && !self.inside {
+            self.sync()?;
+            self.roll()?;
+            retention::apply(&self.shared, &self.files, &self.folder, &self.options)?;
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self) -> Result<Next> {
+        let request = if self.waiting.is_empty() {
+            match self.requests.recv_timeout(IDLE) {
+                Ok(request) => request,
+                Err(RecvTimeoutError::Timeout) => return Ok(Next::Idle),
+                Err(RecvTimeoutError::Disconnected) => return Ok(Next::Close(None)),
+            }
+        } else {
+            match self.requests.try_recv() {
+                Ok(request) => request,
+                Err(TryRecvError::Empty) => return Ok(Next::Drained),
+                Err(TryRecvError::Disconnected) => return Ok(Next::Close(None)),
+            }
+        };
+        match request {
+            Request::Append { batch, done, room } => self.append(batch, done, room)?,
+            Request::Trim { upto, done } => {
+                let trimmed = retention::trim(&self.shared, &self.files, &self.folder, upto.0);
+                let _ = done.send(trimmed);
+            }
+            Request::Retain => retention::apply(&self.shared, &self.files, &self.folder, &self.options)?,
+            Request::Close { done } => return Ok(Next::Close(Some(done))),
+        }
+        Ok(Next::More)
+    }
+
+    fn append(
+        &mut self,
+        mut batch: LogBatch,
+        done: oneshot::Sender<Result<Appended>>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<()> {
+        if batch.kind == Kind::Pending && self.shared.state().get(PENDING_KEY).is_none() {
+            let value = self.standing.offset.to_string().into();
+            batch.state.push(StateChange { key: PENDING_KEY.into(), value: Some(value) });
+        }
+        if !self.inside {
+            self.index.note(self.standing.offset, self.length, self.standing.event_time);
+        }
+        let start = Offset(self.standing.offset);
+        let only_state = batch.records == 0 && batch.payload.is_empty() && !batch.state.is_empty();
+        if !batch.state.is_empty() {
+            let payload = encode_changes(&batch.state).into();
+            let changes = std::mem::take(&mut batch.state);
+            let frame = LogBatch { payload, records: 0, state: Vec::new(), ..batch.clone() };
+            if only_state {
+                self.frame(FrameKind::State, &frame)?;
+            } else {
+                self.frame(FrameKind::State, &LogBatch { position: None, ends_transaction: false, ..frame })?;
+            }
+            self.changes.extend(changes);
+        }
+        if !only_state {
+            self.frame(FrameKind::Log(batch.kind), &batch)?;
+        }
+        fault::point("after-frame");
+        self.inside = !batch.ends_transaction;
+        if batch.ends_transaction {
+            self.shared.apply(std::mem::take(&mut self.changes));
+            self.whole = Shown {
+                offset: self.standing.offset,
+                segment: self.segment,
+                length: self.length,
+                position: self.standing.position.clone(),
+                event_time: self.standing.event_time,
+            };
+        }
+        let offsets = OffsetRange { start, end: Offset(self.standing.offset) };
+        let appended = Appended { offsets, position: Durable(batch.position) };
+        self.waiting.push_back(Waiting { done, appended, _room: room });
+        self.oldest.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    fn frame(&mut self, kind: FrameKind, batch: &LogBatch) -> Result<()> {
+        let mut header = Header {
+            kind,
+            ends_transaction: batch.ends_transaction,
+            epoch: self.epoch,
+            sequence: self.standing.sequence,
+            base: self.standing.offset,
+            event_time: self.standing.event_time.max(batch.event_time),
+            synced: self.synced,
+            records: batch.records,
+            position: batch.position.clone(),
+            payload_length: batch.payload.len() as u32,
+            payload_crc: crc(&batch.payload),
+            chain: 0,
+        };
+        header.chain = header.chain_after(self.standing.chain);
+        let head = header.encode();
+        self.write(&head, &batch.payload)?;
+        self.length += header.frame_length();
+        self.unsynced += header.frame_length() as usize;
+        self.standing.sequence += 1;
+        self.standing.offset = header.end();
+        self.standing.chain = header.chain;
+        self.standing.event_time = header.event_time;
+        if batch.position.is_some() {
+            self.standing.position = header.position;
+        }
+        self.untold = true;
+        Ok(())
+    }
+
+    /// Writes a frame whole; a full disk is waited for.
+    fn write(&self, head: &[u8], payload: &[u8]) -> Result<()> {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let written = self
+                .file
+                .write_at(head, self.length)
+                .and_then(|()| self.file.write_at(payload, self.length + head.len() as u64));
+            let Err(error) = written else {
+                self.shared.disk_full.store(false, Ordering::Relaxed);
+                return Ok(());
+            };
+            let path = segment_path(&self.folder, self.segment);
+            if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                return Err(Error::fatal("writing", path, error));
+            }
+            // This part was never synced or shown: what of it was written is cut off again.
+            self.file.truncate(self.length).map_err(|error| Error::fatal("cutting", &path, error))?;
+            if !self.shared.disk_full.swap(true, Ordering::Relaxed) {
+                tracing::error!(segment = %path.display(), "disk full: nothing more is read from the source until there is room");
+            }
+            if self.shared.closing.load(Ordering::Relaxed) {
+                return Err(Error::fatal("writing", path, error));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.oldest = None;
+        if self.synced < self.standing.sequence {
+            fault::point("before-fsync");
+            let path = || segment_path(&self.folder, self.segment);
+            self.file.sync(SyncPoint::Group).map_err(|error| Error::fatal("sync of", path(), error))?;
+            fault::point("after-fsync");
+            self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+            self.synced = self.standing.sequence;
+            self.unsynced = 0;
+        }
+        self.shared.show(self.whole.clone());
+        for waiting in self.waiting.drain(..) {
+            // Nobody waits any more: the batch is there all the same.
+            let _ = waiting.done.send(Ok(waiting.appended));
+        }
+        Ok(())
+    }
+
+    /// Tells readers in other processes how far all is durable.
+    fn idle(&mut self) -> Result<()> {
+        let empty = LogBatch {
+            kind: Kind::Control,
+            position: None,
+            records: 0,
+            event_time: Micros(i64::MIN),
+            payload: bytes::Bytes::new(),
+            state: Vec::new(),
+            ends_transaction: !self.inside,
+        };
+        self.frame(FrameKind::Idle, &empty)?;
+        self.untold = false;
+        Ok(())
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        let sealed = Sealed {
+            length: self.length,
+            end: self.standing.offset,
+            sequence: self.standing.sequence,
+            chain: self.standing.chain,
+            time: self.standing.event_time,
+            index: std::mem::take(&mut self.index),
+        };
+        if self.standing.offset == self.segment {
+            // Nothing but state was written: a segment of this name exists.
+            // It goes on until there is an offset to name the next by.
+            self.index = sealed.index;
+            return Ok(());
+        }
+        let path = segment_path(&self.folder, self.segment).with_extension("idx");
+        if let Ok(file) = self.files.create(&path) {
+            let _ = file.write_at(&sealed.encode(), 0);
+        }
+        let (file, length) =
+            new_segment(&self.files, &self.folder, &mut self.standing, self.epoch, &self.shared.state())
+                .map_err(|error| match error {
+                    Error::Io { what, path, source } => Error::Fatal { what, path, source },
+                    error => error,
+                })?;
+        self.synced = self.standing.sequence;
+        self.segment = self.standing.offset;
+        (self.file, self.length) = (file, length);
+        self.whole.segment = self.segment;
+        self.whole.length = length;
+        self.untold = false;
+        self.shared.add_segment(self.segment, sealed);
+        self.shared.show(self.whole.clone());
+        Ok(())
+    }
+
+    fn poison(&mut self, error: Error) {
+        tracing::error!(error = &error as &dyn std::error::Error, "the log has failed");
+        self.shared.fail(error.clone());
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.done.send(Err(error.clone()));
+        }
+        while let Ok(request) = self.requests.recv_timeout(Duration::from_secs(1)) {
+            match request {
+                Request::Append { done, .. } => drop(done.send(Err(error.clone()))),
+                Request::Trim { done, .. } => drop(done.send(Err(error.clone()))),
+                Request::Retain => {}
+                Request::Close { .. } => return,
+            }
+        }
+    }
+}
+
+/// Makes a segment: written under another name, synced, renamed, and the name
+/// synced, so that a segment is never there without its head.
+pub(crate) fn new_segment<F: Files>(
+    files: &F,
+    folder: &std::path::Path,
+    standing: &mut Standing,
+    epoch: Epoch,
+    state: &crate::State,
+) -> Result<(F::File, u64)> {
+    let path = segment_path(folder, standing.offset);
+    let temporary = path.with_extension("tmp");
+    let mut payload = standing.id.0.to_vec();
+    state.encode(&mut payload);
+    let mut header = Header {
+        kind: FrameKind::Head,
+        ends_transaction: true,
+        epoch,
+        sequence: standing.sequence,
+        base: standing.offset,
+        event_time: standing.event_time,
+        synced: standing.sequence,
+        records: 0,
+        position: standing.position.clone(),
+        payload_length: payload.len() as u32,
+        payload_crc: crc(&payload),
+        chain: 0,
+    };
+    header.chain = header.chain_after(standing.chain);
+    let mut bytes = header.encode();
+    bytes.append(&mut payload);
+    let made = (|| {
+        let file = files.create(&temporary)?;
+        file.write_at(&bytes, 0)?;
+        file.sync(SyncPoint::NewSegment)?;
+        files.rename(&temporary, &path)?;
+        files.sync_folder(folder, SyncPoint::NewSegmentName)?;
+        Ok(file)
+    })();
+    let file = made.map_err(|error| Error::io("make the segment", &path, error))?;
+    standing.sequence += 1;
+    standing.chain = header.chain;
+    Ok((file, bytes.len() as u64))
+}
