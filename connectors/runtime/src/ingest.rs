@@ -126,7 +126,7 @@ impl<S: Source> Ingest<S> {
     }
 
     /// None if cancelled while the log had no room.
-    async fn append(&self, batch: LogBatch) -> Result<Option<Commit>> {
+    async fn append(&mut self, batch: LogBatch) -> Result<Option<Commit>> {
         tokio::select! {
             biased;
             commit = self.log.append(batch) => commit.map(Some).map_err(log_failed),
@@ -134,7 +134,7 @@ impl<S: Source> Ingest<S> {
         }
     }
 
-    async fn append_notes(&self) -> Result<Option<Commit>> {
+    async fn append_notes(&mut self) -> Result<Option<Commit>> {
         let state = self.notes.take();
         if state.is_empty() {
             return Ok(None);
@@ -168,7 +168,7 @@ impl<S: Source> Ingest<S> {
     }
 
     /// Between tries: sinks may still be at work, and their checkpoints count.
-    async fn wait(&self, backoff: &mut Backoff) -> Result<bool> {
+    async fn wait(&mut self, backoff: &mut Backoff) -> Result<bool> {
         if let Some(commit) = self.append_notes().await? {
             commit.await.map_err(log_failed)?;
         }

@@ -89,7 +89,7 @@ impl<T: Clone> Status<T> {
 }
 
 /// States that have health.
-pub(crate) trait Patient {
+pub trait Patient {
     fn parts(&mut self) -> (&mut Health, &mut Option<Problem>);
 }
 

@@ -1,0 +1,219 @@
+//! A replication connection: slots, and the stream.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, BytesMut};
+use postgres_protocol::message::frontend;
+
+use crate::connection::{Closer, Connection, unexpected};
+use crate::error::WireError;
+use crate::lsn::Lsn;
+use crate::target::Target;
+
+type Result<T, E = WireError> = std::result::Result<T, E>;
+
+/// Microseconds from 1970 to PostgreSQL's 2000-01-01.
+pub(crate) const EPOCH_2000: i64 = 946_684_800_000_000;
+/// A read that brought less has left the server's sends one by one.
+const SMALL_READ: usize = 32 << 10;
+/// The walsender sends each row by itself. A reader that wakes for each burns
+/// its time, and the walsender's, in tiny reads: while it lags, a short nap
+/// before the next one cuts reads twentyfold. Never when idle: latency is untouched.
+const NAP: Duration = Duration::from_micros(60);
+/// Small reads in a row, without a wait between, that mean lagging.
+const LAGGING: u32 = 4;
+
+/// What IDENTIFY_SYSTEM tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// Of the cluster, for ever.
+    pub system_identifier: String,
+    /// Grows with each promotion.
+    pub timeline: u32,
+    /// Where the WAL is flushed to.
+    pub flushed: Lsn,
+}
+
+/// Something that came on the stream.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// WAL data for the output plugin's client.
+    Data {
+        /// Where the server's WAL ends.
+        end: Lsn,
+        /// A message of pgoutput.
+        message: &'a [u8],
+    },
+    /// A sign of life.
+    Keepalive {
+        /// Everything before was sent.
+        end: Lsn,
+        /// The server wants an answer now.
+        reply: bool,
+    },
+    /// Nothing for now.
+    Idle,
+}
+
+/// A walsender's other end.
+pub struct Replication {
+    connection: Connection,
+    small_reads: u32,
+    /// Reads from the socket so far.
+    pub reads: u64,
+}
+
+impl Replication {
+    /// Connects in replication mode.
+    pub fn connect(target: &Target) -> Result<Self> {
+        Ok(Self { connection: Connection::connect(target, true)?, small_reads: 0, reads: 0 })
+    }
+
+    /// A handle that ends it from another thread.
+    pub fn closer(&self) -> std::io::Result<Closer> {
+        self.connection.closer()
+    }
+
+    /// The server's version as a number: 170004 is 17.4.
+    pub fn server_version(&self) -> u32 {
+        let text = self.connection.parameter("server_version").unwrap_or("0");
+        let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+        let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        major * 10_000 + minor
+    }
+
+    /// Which server this is.
+    pub fn identify_system(&mut self) -> Result<SystemIdentity> {
+        let row = self.row("IDENTIFY_SYSTEM", 3)?;
+        let bad = |what: &str| WireError::Protocol(format!("IDENTIFY_SYSTEM without {what}"));
+        Ok(SystemIdentity {
+            system_identifier: row[0].clone(),
+            timeline: row[1].parse().map_err(|_| bad("timeline"))?,
+            flushed: row[2].parse().map_err(|_| bad("position"))?,
+        })
+    }
+
+    /// A slot that goes with this connection, and its snapshot, which lives
+    /// until the next command. Waits for transactions in progress.
+    pub fn temporary_slot(&mut self, name: &str) -> Result<(Lsn, String)> {
+        let sql = format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", quoted(name));
+        let row = self.row(&sql, 3)?;
+        let point = row[1].parse().map_err(|_| WireError::Protocol("slot without consistent point".into()))?;
+        Ok((point, row[2].clone()))
+    }
+
+    /// A slot that stays; its consistent point.
+    pub fn permanent_slot(&mut self, name: &str) -> Result<Lsn> {
+        let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT", quoted(name));
+        let row = self.row(&sql, 2)?;
+        row[1].parse().map_err(|_| WireError::Protocol("slot without consistent point".into()))
+    }
+
+    fn row(&mut self, sql: &str, columns: usize) -> Result<Vec<String>> {
+        let rows = self.connection.query(sql)?;
+        let row: Vec<String> = rows.into_iter().next().unwrap_or_default().into_iter().map(Option::unwrap_or_default).collect();
+        if row.len() < columns {
+            return Err(WireError::Protocol(format!("{sql} answered {} columns", row.len())));
+        }
+        Ok(row)
+    }
+
+    /// Begins to stream from `from` on.
+    pub fn start(&mut self, slot: &str, from: Lsn, publications: &[String], protocol: u32) -> Result<()> {
+        let names: Vec<String> = publications.iter().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).collect();
+        let mut sql = format!(
+            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '{protocol}', publication_names '{}'",
+            quoted(slot),
+            names.join(",").replace('\'', "''")
+        );
+        if self.server_version() >= 140_000 {
+            sql.push_str(", messages 'true'");
+        }
+        sql.push(')');
+        let mut out = BytesMut::new();
+        frontend::query(&sql, &mut out)?;
+        self.connection.send(&out)?;
+        match self.connection.wait_long()? {
+            (b'W', _) => Ok(()),
+            (tag, _) => Err(unexpected(tag, "START_REPLICATION")),
+        }
+    }
+
+    /// Whether `poll` has something without reading.
+    pub fn is_ready(&self) -> bool {
+        self.connection.is_ready()
+    }
+
+    /// The next event. Waits a tick at most.
+    pub fn poll(&mut self) -> Result<Event<'_>> {
+        let body = loop {
+            match self.connection.take()? {
+                Some((b'd', body)) => break body,
+                Some((b'c', _)) => {
+                    let ended = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the server ended the stream");
+                    return Err(ended.into());
+                }
+                Some((tag, _)) => return Err(unexpected(tag, "the stream")),
+                None => {
+                    if self.small_reads >= LAGGING {
+                        std::thread::sleep(NAP);
+                    }
+                    let asked = std::time::Instant::now();
+                    if !self.connection.fill()? {
+                        self.small_reads = 0;
+                        return Ok(Event::Idle);
+                    }
+                    self.reads += 1;
+                    let waited = asked.elapsed() > Duration::from_micros(300);
+                    self.small_reads = match self.connection.last_read < SMALL_READ {
+                        _ if waited => 0,
+                        true => self.small_reads.saturating_add(1),
+                        // A large read while lagging: naps go on.
+                        false => self.small_reads,
+                    };
+                }
+            }
+        };
+        let body = self.connection.bytes(body);
+        let lsn = |at: usize| body.get(at..at + 8).and_then(Lsn::from_bytes);
+        let bad = || WireError::Protocol("a replication message ends early".into());
+        match body.first() {
+            Some(b'w') => {
+                let end = lsn(9).ok_or_else(bad)?;
+                Ok(Event::Data { end, message: body.get(25..).ok_or_else(bad)? })
+            }
+            Some(b'k') => {
+                let end = lsn(1).ok_or_else(bad)?;
+                Ok(Event::Keepalive { end, reply: *body.get(17).ok_or_else(bad)? != 0 })
+            }
+            _ => Err(WireError::Protocol("an unknown replication message".into())),
+        }
+    }
+
+    /// Standby status: what came, and what is safe. The server forgets what is
+    /// below `flushed`.
+    pub fn send_status(&mut self, received: Lsn, flushed: Lsn) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+        let mut out = BytesMut::with_capacity(39);
+        out.put_u8(b'd');
+        out.put_u32(38);
+        out.put_u8(b'r');
+        for lsn in [received, flushed, flushed] {
+            out.put_u64(lsn.0);
+        }
+        out.put_i64(now - EPOCH_2000);
+        out.put_u8(0);
+        self.connection.send(&out)
+    }
+
+    /// Says that no more is wanted.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut out = BytesMut::new();
+        frontend::copy_done(&mut out);
+        self.connection.send(&out)
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
