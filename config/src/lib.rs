@@ -1,1 +1,20 @@
-//! Being written.
+//! The configuration: one TOML file, layered by figment under `HIGHWATER_…`
+//! variables. Plain data: no client, no runtime. All faults are told together.
+
+mod fault;
+mod file;
+mod object_store;
+mod pattern;
+mod postgres;
+mod section;
+mod units;
+
+pub use fault::{Fault, Faults};
+pub use file::{Config, Log, Sink, Source};
+pub use object_store::ObjectStore;
+pub use pattern::Patterns;
+pub use postgres::{Postgres, PostgresTls, SnapshotMode, TableOptions};
+pub use section::Secret;
+
+/// What `highwater init` writes.
+pub const EXAMPLE: &str = include_str!("../examples/highwater.toml");

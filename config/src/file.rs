@@ -1,0 +1,198 @@
+//! The whole file.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Toml};
+use figment::value::Value;
+use toml::de::{DeTable, DeValue};
+
+use crate::fault::{Fault, Faults, nearest};
+use crate::object_store::ObjectStore;
+use crate::pattern::Patterns;
+use crate::postgres::Postgres;
+use crate::section::{Faulty, Section};
+
+/// A configuration without faults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it came from.
+    pub file: PathBuf,
+    /// Absolute.
+    pub data_dir: PathBuf,
+    /// By name.
+    pub sources: BTreeMap<String, Source>,
+    /// By name.
+    pub sinks: BTreeMap<String, Sink>,
+    /// Of every source's log.
+    pub log: Log,
+}
+
+/// A source.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// PostgreSQL.
+    Postgres(Box<Postgres>),
+}
+
+/// A sink.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// Sources it takes from.
+    pub from: Vec<String>,
+    /// Tables it takes, as `schema.table`.
+    pub tables: Patterns,
+    /// Whether `tables` was given.
+    pub narrowed: bool,
+    /// The destination.
+    pub store: ObjectStore,
+}
+
+/// How logs are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// Of a segment.
+    pub segment_bytes: u64,
+    /// Kept at least as far as sinks need it, else so long.
+    pub retain_age: Duration,
+    /// Or so much.
+    pub retain_bytes: u64,
+}
+
+impl Config {
+    /// Reads a file, under the environment.
+    pub fn load(file: &Path) -> Result<Self, Faults> {
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.into());
+        let fail = |place: String, what: String, suggestion: Option<String>| Faults {
+            file: file.clone(),
+            faults: vec![Fault { place, key: String::new(), what, suggestion }],
+        };
+        let text = std::fs::read_to_string(&file).map_err(|error| {
+            let suggestion = (error.kind() == std::io::ErrorKind::NotFound)
+                .then(|| "`highwater init` writes one; --config names another".to_owned());
+            fail(file.display().to_string(), format!("cannot be read: {error}"), suggestion)
+        })?;
+        let lines = lines(&text).map_err(|(line, what)| fail(format!("{}:{line}", file.display()), what, None))?;
+        let environment = Env::prefixed("HIGHWATER_").ignore(&["CONFIG", "LOG", "FAULT"]).split("__");
+        let merged: Result<Value, _> = Figment::from(Toml::string(&text)).merge(environment).extract();
+        let merged = merged.map_err(|error| fail(file.display().to_string(), error.to_string(), None))?;
+        let mut faulty = Faulty { file: file.clone(), lines, faults: Vec::new() };
+        let config = Self::read(&file, merged, &mut faulty);
+        if faulty.faults.is_empty() {
+            return Ok(config);
+        }
+        Err(Faults { file, faults: faulty.faults })
+    }
+
+    fn read(file: &Path, merged: Value, faulty: &mut Faulty) -> Self {
+        let mut root = Section::new("", merged, faulty);
+        let folder = file.parent().map(PathBuf::from).unwrap_or_default();
+        let data_dir = folder.join(root.text("data_dir").unwrap_or_else(|| "highwater-data".into()));
+        let mut log = Log {
+            segment_bytes: 256 << 20,
+            retain_age: Duration::from_secs(7 * 86_400),
+            retain_bytes: 50 << 30,
+        };
+        if let Some(mut section) = root.section("log") {
+            log.segment_bytes = section.bytes("segment_bytes").unwrap_or(log.segment_bytes).max(64 << 10);
+            if let Some(mut retain) = section.section("retain") {
+                log.retain_age = retain.duration("age").unwrap_or(log.retain_age);
+                log.retain_bytes = retain.bytes("bytes").unwrap_or(log.retain_bytes);
+                retain.finish();
+            }
+            section.finish();
+        }
+        for later in ["registry", "http"] {
+            if root.take(later).is_some() {
+                root.fault(later, "is not in this version", Some("leave the section out"));
+            }
+        }
+        let mut sources = BTreeMap::new();
+        for (name, value) in root.named("sources") {
+            let path = format!("sources.{name}");
+            check_name(&path, &name, root.faulty);
+            let mut section = Section::new(&path, value, root.faulty);
+            match section.choice("type", &["postgres", "mysql"]) {
+                "mysql" => section.fault("type", "\"mysql\" is not in this version", Some("\"postgres\"")),
+                _ => drop(sources.insert(
+                    name.clone(),
+                    Source::Postgres(Box::new(Postgres::read(&name, section))),
+                )),
+            }
+        }
+        let mut sinks = BTreeMap::new();
+        for (name, value) in root.named("sinks") {
+            let path = format!("sinks.{name}");
+            check_name(&path, &name, root.faulty);
+            let mut section = Section::new(&path, value, root.faulty);
+            if section.choice("type", &["object-store", "postgres"]) != "object-store" {
+                section.fault("type", "\"postgres\" is not in this version as a sink", Some("\"object-store\""));
+                continue;
+            }
+            let from = section.list("from").unwrap_or_default();
+            if from.is_empty() {
+                section.fault("from", "names no source", Some("write it like [\"shop\"]"));
+            }
+            for source in from.iter().filter(|source| !sources.contains_key(*source)) {
+                let meant = nearest(source, sources.keys().map(String::as_str));
+                let meant = meant.map(|meant| format!("did you mean {meant:?}?"));
+                section.fault("from", format!("there is no source {source:?}"), meant.as_deref());
+            }
+            if section.choice("start", &["log", "snapshot"]) == "snapshot" {
+                section.fault("start", "\"snapshot\" is not in this version", Some("\"log\""));
+            }
+            if section.bytes("max_backlog").unwrap_or(0) != 0 {
+                section.fault("max_backlog", "is not in this version", Some("\"0\": a sink may be behind for ever"));
+            }
+            let given = section.list("tables");
+            let narrowed = given.is_some();
+            let tables = Patterns::new(given.unwrap_or_else(|| vec!["*".into()])).unwrap_or_else(|(pattern, why)| {
+                section.fault("tables", format!("{pattern:?} is no pattern: {why}"), None);
+                Patterns::new(Vec::new()).expect("no pattern cannot be wrong")
+            });
+            let store = ObjectStore::read(section);
+            sinks.insert(name, Sink { from, tables, narrowed, store });
+        }
+        if sources.is_empty() && root.faulty.faults.is_empty() {
+            root.fault("sources", "there is none", Some("`highwater init` shows one"));
+        }
+        root.finish();
+        Self { file: file.into(), data_dir, sources, sinks, log }
+    }
+}
+
+fn check_name(path: &str, name: &str, faulty: &mut Faulty) {
+    let mut chars = name.chars();
+    let good = chars.next().is_some_and(|c| c.is_ascii_lowercase())
+        && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !good {
+        faulty.add(path, "a name begins with a-z and has only a-z, 0-9 and _", None);
+    }
+}
+
+/// The line of every key by its path; else the line and text of the first
+/// thing that is no TOML.
+fn lines(text: &str) -> Result<HashMap<String, usize>, (usize, String)> {
+    let line_of = |at: usize| text.as_bytes().iter().take(at).filter(|&&b| b == b'\n').count() + 1;
+    let table = DeTable::parse(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| line_of(span.start));
+        (line, error.message().to_owned())
+    })?;
+    let mut lines = HashMap::new();
+    let mut open = vec![(String::new(), table.into_inner())];
+    while let Some((path, table)) = open.pop() {
+        for (key, value) in table {
+            let name = if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
+            lines.insert(name.clone(), line_of(key.span().start));
+            if let DeValue::Table(inner) = value.into_inner() {
+                open.push((name, inner));
+            }
+        }
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+//! `type = "postgres"`: a PostgreSQL source.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::value::Value;
+use url::{Host, Url};
+
+use crate::pattern::Patterns;
+use crate::section::{Secret, Section};
+
+/// A PostgreSQL source.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    /// Name, address, or a socket's folder.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Database.
+    pub database: String,
+    /// Password.
+    pub password: Option<Secret>,
+    /// Encryption.
+    pub tls: PostgresTls,
+    /// Tables, as `schema.table`.
+    pub tables: Patterns,
+    /// Replication slot.
+    pub slot: String,
+    /// Publication.
+    pub publication: String,
+    /// Whether tables are read first.
+    pub snapshot: SnapshotMode,
+    /// Connections that read them.
+    pub snapshot_connections: u64,
+    /// Rows a second over all of them; 0: no limit.
+    pub snapshot_rows_per_second: u64,
+    /// How often an idle position is made durable and acknowledged.
+    pub heartbeat: Duration,
+    /// A greater row stops the source until a quarantine exists.
+    pub max_row: u64,
+    /// By pattern of `schema.table`; later ones win.
+    pub table_options: Vec<(Patterns, TableOptions)>,
+}
+
+/// Settings of some tables.
+#[derive(Clone, Debug)]
+pub struct TableOptions {
+    /// Which columns are captured.
+    pub columns: Patterns,
+    /// Columns carried as the database's text.
+    pub as_text: Vec<String>,
+}
+
+/// Encryption of a source's connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PostgresTls {
+    /// In the clear.
+    Disable,
+    /// Certificate and name are checked.
+    VerifyFull {
+        /// Signers; else the machine's.
+        ca: Option<PathBuf>,
+        /// Our own certificate.
+        cert: Option<PathBuf>,
+        /// Its key.
+        key: Option<PathBuf>,
+    },
+}
+
+/// Whether tables are read before they are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// Each table once.
+    Initial,
+    /// Only changes from now on.
+    Never,
+}
+
+impl Postgres {
+    pub(crate) fn read(name: &str, mut section: Section<'_>) -> Self {
+        let folder = section.faulty.file.parent().map(PathBuf::from).unwrap_or_default();
+        let text = section.required("url");
+        let mut source = Self {
+            host: "localhost".into(),
+            port: 5432,
+            user: String::new(),
+            database: String::new(),
+            password: None,
+            tls: PostgresTls::Disable,
+            tables: section.patterns("tables", "*.*"),
+            slot: section.text("slot").unwrap_or_else(|| format!("highwater_{name}")),
+            publication: section.text("publication").unwrap_or_else(|| format!("highwater_{name}")),
+            snapshot: SnapshotMode::Initial,
+            snapshot_connections: 2,
+            snapshot_rows_per_second: 0,
+            heartbeat: section.duration("heartbeat").unwrap_or(Duration::from_secs(10)),
+            max_row: section.bytes("max_row").unwrap_or(64 << 20),
+            table_options: Vec::new(),
+        };
+        let near = source.read_url(&text, &mut section);
+        if let Some(password) = section.secret("password", near) {
+            source.password = Some(password);
+        }
+        let path = |section: &mut Section<'_>, name| section.text(name).map(|path| folder.join(path));
+        let (ca, cert, key) = (path(&mut section, "ca"), path(&mut section, "cert"), path(&mut section, "key"));
+        if cert.is_some() != key.is_some() {
+            section.fault("cert", "`cert` and `key` go together", None);
+        }
+        let default: &[&'static str] =
+            if near { &["disable", "verify-full"] } else { &["verify-full", "disable"] };
+        source.tls = match section.choice("tls", default) {
+            "disable" => PostgresTls::Disable,
+            _ => PostgresTls::VerifyFull { ca, cert, key },
+        };
+        let slot_is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if source.slot.is_empty() || source.slot.len() > 63 || !source.slot.chars().all(slot_is_plain) {
+            section.fault("slot", "a slot's name has only a-z, 0-9 and _, 63 at most", None);
+        }
+        if section.choice("partitions", &["root", "leaf"]) == "leaf" {
+            section.fault("partitions", "\"leaf\" is not in this version", Some("leave it out: \"root\""));
+        }
+        if let Some(mut snapshot) = section.section("snapshot") {
+            if snapshot.choice("mode", &["initial", "never"]) == "never" {
+                source.snapshot = SnapshotMode::Never;
+            }
+            source.snapshot_connections = snapshot.number("connections", 2).clamp(1, 64);
+            source.snapshot_rows_per_second = snapshot.number("rows_per_second", 0);
+            snapshot.finish();
+        }
+        let tables: BTreeMap<String, Value> = section.named("table").into_iter().collect();
+        for (pattern, value) in tables {
+            let path = format!("{}.table.{pattern}", section.path);
+            let matching = match Patterns::new(vec![pattern.clone()]) {
+                Ok(matching) => matching,
+                Err((_, why)) => {
+                    section.faulty.add(&path, format!("is no pattern: {why}"), None);
+                    continue;
+                }
+            };
+            let mut table = Section::new(&path, value, section.faulty);
+            let mut options = TableOptions { columns: table.patterns("columns", "*"), as_text: Vec::new() };
+            if let Some(mut carried) = table.section("as") {
+                for (column, how) in carried.rest() {
+                    if how.as_str() != Some("text") {
+                        let path = format!("{}.{column}", carried.path);
+                        carried.faulty.add(&path, "can only be \"text\"", None);
+                    }
+                    options.as_text.push(column);
+                }
+            }
+            table.finish();
+            source.table_options.push((matching, options));
+        }
+        section.finish();
+        source
+    }
+
+    /// Whether the server is on this machine.
+    fn read_url(&mut self, text: &str, section: &mut Section<'_>) -> bool {
+        if text.is_empty() {
+            return true;
+        }
+        const FORM: &str = "write it like postgres://role@host:5432/database";
+        let url = match Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => url,
+            // The text itself may hold a password: it is not repeated.
+            _ => {
+                section.fault("url", "is no postgres url", Some(FORM));
+                return true;
+            }
+        };
+        let decode = |part: &str| percent_decode(part);
+        let host = url.host_str().map(decode).unwrap_or_default();
+        let socket = url.query_pairs().find(|(key, _)| key == "host").map(|(_, value)| value.into_owned());
+        for (key, _) in url.query_pairs().filter(|(key, _)| key != "host") {
+            section.fault("url", format!("parameter {key:?} is not known"), Some("settings stand beside the url"));
+        }
+        self.host = socket.or((!host.is_empty()).then_some(host)).unwrap_or_else(|| "localhost".into());
+        self.port = url.port().unwrap_or(5432);
+        self.user = decode(url.username());
+        self.database = decode(url.path().trim_start_matches('/'));
+        if self.user.is_empty() {
+            section.fault("url", "names no role", Some(FORM));
+        }
+        if self.database.is_empty() {
+            self.database = self.user.clone();
+        }
+        let near = self.host.starts_with('/')
+            || self.host == "localhost"
+            || match url.host() {
+                Some(Host::Ipv4(ip)) => ip.is_loopback(),
+                Some(Host::Ipv6(ip)) => ip.is_loopback(),
+                _ => self.host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            };
+        if let Some(password) = url.password() {
+            let value = Value::from(decode(password));
+            match crate::section::secret(value, near, &section.faulty.file) {
+                Ok(secret) => self.password = Some(secret),
+                Err((what, how)) => section.fault("url", format!("the password {what}"), how.or(Some("use `password`"))),
+            }
+        }
+        near
+    }
+
+    /// The options of a table.
+    pub fn options(&self, schema: &str, table: &str) -> Option<&TableOptions> {
+        let name = format!("{schema}.{table}");
+        self.table_options.iter().rev().find(|(pattern, _)| pattern.matches(&name)).map(|(_, options)| options)
+    }
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&c, tail)) = rest.split_first() {
+        let hex = (c == b'%').then(|| tail.get(..2)).flatten().and_then(|h| std::str::from_utf8(h).ok());
+        match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                out.push(c);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
