@@ -29,6 +29,9 @@ pub trait EventLog: Clone + Send + Sync + 'static {
     /// Takes a batch; waits while too much is under way. The commit resolves
     /// when it is durable. Batches of one transaction must follow each other.
     fn append(&self, batch: LogBatch) -> impl Future<Output = Result<Self::Commit>> + Send;
+    /// Makes void what was appended of a transaction that was not ended: its
+    /// source failed, and will send it again from the start.
+    fn abort(&self) -> impl Future<Output = Result<()>> + Send;
     /// Where a restarted source resumes: that of the last whole durable transaction that had one.
     fn position(&self) -> impl Future<Output = Result<Option<Position>>> + Send;
     /// The end of the last whole durable transaction.
@@ -447,6 +450,12 @@ impl<F: Files> EventLog for Log<F> {
         let request = Request::Append { batch, done, room: Some(room) };
         self.requests.send(request).map_err(|_| self.error())?;
         Ok(Commit(commit))
+    }
+
+    async fn abort(&self) -> Result<()> {
+        let (done, aborted) = oneshot::channel();
+        self.requests.send(Request::Abort { done }).map_err(|_| self.error())?;
+        aborted.await.unwrap_or_else(|_| Err(self.error()))
     }
 
     async fn position(&self) -> Result<Option<Position>> {

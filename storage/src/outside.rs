@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::{Disk, Files, segment_bases, segment_path};
 use crate::index::Sealed;
 use crate::newtypes::{LogId, Micros, Offset, OffsetRange, Position};
-use crate::reader::commit_of;
+use crate::reader::{Commit, commit_of};
 use crate::recovery::{Walk, bad_frame};
 use crate::segment::{Bad, Scanner};
 use crate::state::State;
@@ -158,7 +158,7 @@ impl<F: Files> LogFiles<F> {
             return Err(Error::OutOfRange { offset: from.0, start, end });
         }
         let walk = Walk::new(self.scanner(start)?, start)?;
-        Ok(Cursor { log: self.clone(), walk, synced: 0, from: from.0, commit: None, inside: false })
+        Ok(Cursor { log: self.clone(), walk, synced: 0, from: from.0, commit: Commit::default(), inside: false })
     }
 
     /// Every frame as it stands, without its payload; ends at the first that is not whole.
@@ -256,7 +256,7 @@ pub struct Cursor<F: Files = Disk> {
     walk: Walk<F::File>,
     synced: u64,
     from: u64,
-    commit: Option<Position>,
+    commit: Commit,
     inside: bool,
 }
 
@@ -276,11 +276,11 @@ impl<F: Files> Cursor<F> {
                     return Ok(None);
                 }
             }
+            if !self.inside && !self.begin()? {
+                return Ok(None);
+            }
             let frame = match self.walk.step()? {
                 Ok((_, header, payload)) => {
-                    if !self.inside {
-                        self.commit = commit_of(&self.walk.scanner, &header)?;
-                    }
                     self.inside = !header.ends_transaction;
                     (header, payload)
                 }
@@ -297,6 +297,7 @@ impl<F: Files> Cursor<F> {
             let wanted = header.end() > self.from || (header.records == 0 && header.base >= self.from);
             if let FrameKind::Log(kind) = header.kind
                 && wanted
+                && !self.commit.aborted
             {
                 return Ok(Some(Frame {
                     offsets: OffsetRange { start: Offset(header.base), end: Offset(header.end()) },
@@ -304,8 +305,32 @@ impl<F: Files> Cursor<F> {
                     ends_transaction: header.ends_transaction,
                     event_time: header.event_time,
                     payload,
-                    position: self.commit.clone(),
+                    position: self.commit.position.clone(),
                 }));
+            }
+        }
+    }
+
+    /// Looks at the transaction that begins here; false if it is not whole and
+    /// durable yet.
+    fn begin(&mut self) -> Result<bool> {
+        let scanner = &self.walk.scanner;
+        let Ok(first) = scanner.header(scanner.at)? else { return Ok(true) };
+        let ahead = Scanner {
+            file: scanner.file.clone(),
+            path: scanner.path.clone(),
+            at: scanner.at + first.frame_length(),
+            length: scanner.length,
+        };
+        match commit_of(&ahead, &first)? {
+            Ok(commit) if commit.last < self.synced => {
+                self.commit = commit;
+                Ok(true)
+            }
+            _ => {
+                // Asks again how far all is durable by then.
+                self.synced = 0;
+                Ok(false)
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::files::{Files, segment_path};
 use crate::log::Shared;
 use crate::newtypes::{Offset, OffsetRange, Position};
 use crate::recovery::bad_frame;
-use crate::segment::{FrameKind, Header, Scanner};
+use crate::segment::{Bad, FrameKind, Header, Scanner};
 
 /// Read at a time, about.
 const PIECE: usize = 1 << 20;
@@ -30,8 +30,17 @@ struct Open<F> {
     base: u64,
     scanner: Scanner<F>,
     /// Of the transaction under way.
-    commit: Option<Position>,
+    commit: Commit,
     inside: bool,
+}
+
+/// What a transaction's last frame tells.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Commit {
+    pub(crate) position: Option<Position>,
+    pub(crate) aborted: bool,
+    /// Sequence of the last frame.
+    pub(crate) last: u64,
 }
 
 impl<F: Files> Reader<F> {
@@ -112,10 +121,12 @@ impl<F: Files> Reader<F> {
             let (_, header, payload) =
                 open.scanner.next()?.map_err(|bad| bad_frame(path.clone(), at, expected, bad))?;
             if !open.inside {
-                open.commit = open.commit_of(&header)?;
+                let bad = |(at, bad)| bad_frame(path.clone(), at, expected, bad);
+                open.commit = commit_of(&open.scanner, &header)?.map_err(bad)?;
             }
             open.inside = !header.ends_transaction;
             if let FrameKind::Log(kind) = header.kind
+                && !open.commit.aborted
                 && (header.end() > self.next || (header.records == 0 && header.base >= self.next))
             {
                 bytes += payload.len();
@@ -126,7 +137,7 @@ impl<F: Files> Reader<F> {
                     ends_transaction: header.ends_transaction,
                     event_time: header.event_time,
                     payload,
-                    position: open.commit.clone(),
+                    position: open.commit.position.clone(),
                 });
             }
         }
@@ -150,7 +161,7 @@ impl<F: Files> Reader<F> {
         let file = self.shared.files.open(&path).map_err(|error| Error::io("open", &path, error))?;
         let mut scanner = Scanner::open(file, &path)?;
         scanner.at = at;
-        Ok(Open { base, scanner, commit: None, inside: false })
+        Ok(Open { base, scanner, commit: Commit::default(), inside: false })
     }
 
     fn out_of_range(&self, end: u64) -> Error {
@@ -159,22 +170,23 @@ impl<F: Files> Reader<F> {
     }
 }
 
-impl<F: crate::files::LogFile> Open<F> {
-    fn commit_of(&self, first: &Header) -> Result<Option<Position>> {
-        commit_of(&self.scanner, first)
-    }
-}
-
-/// The position of the transaction that begins with `first`, which the scanner
-/// has just passed: known only to the transaction's last frame.
-pub(crate) fn commit_of<F: crate::files::LogFile>(scanner: &Scanner<F>, first: &Header) -> Result<Option<Position>> {
+/// How the transaction ends that begins with `first`, which the scanner has
+/// just passed; else where its end is missing.
+pub(crate) fn commit_of<F: crate::files::LogFile>(
+    scanner: &Scanner<F>,
+    first: &Header,
+) -> Result<std::result::Result<Commit, (u64, Bad)>> {
     let mut at = scanner.at;
     let mut header = first.clone();
     while !header.ends_transaction {
-        let bad = |bad| bad_frame(scanner.path.clone(), at, header.end(), bad);
-        let next = scanner.header(at)?.map_err(bad)?;
-        at += next.frame_length();
-        header = next;
+        match scanner.header(at)? {
+            Ok(next) => {
+                at += next.frame_length();
+                header = next;
+            }
+            Err(bad) => return Ok(Err((at, bad))),
+        }
     }
-    Ok(header.position)
+    let aborted = header.kind == FrameKind::Abort;
+    Ok(Ok(Commit { position: header.position, aborted, last: header.sequence }))
 }

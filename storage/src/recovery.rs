@@ -240,6 +240,9 @@ impl<F: LogFile> Walk<F> {
         self.next_sequence += 1;
         self.next_offset = header.end();
         self.chain = header.chain;
+        if header.kind == FrameKind::Abort {
+            self.pending.clear();
+        }
         if header.ends_transaction {
             for change in self.pending.drain(..) {
                 self.state.apply(change);

@@ -44,6 +44,8 @@ pub enum FrameKind {
     Head,
     /// Nothing but `synced` and the epoch.
     Idle,
+    /// Ends a transaction that will not be finished: its frames count for nothing.
+    Abort,
 }
 
 impl FrameKind {
@@ -55,6 +57,7 @@ impl FrameKind {
             FrameKind::State => 4,
             FrameKind::Head => 5,
             FrameKind::Idle => 6,
+            FrameKind::Abort => 7,
         }
     }
 
@@ -66,6 +69,7 @@ impl FrameKind {
             4 => FrameKind::State,
             5 => FrameKind::Head,
             6 => FrameKind::Idle,
+            7 => FrameKind::Abort,
             _ => return None,
         })
     }
@@ -79,6 +83,7 @@ impl FrameKind {
             FrameKind::State => "state",
             FrameKind::Head => "head",
             FrameKind::Idle => "idle",
+            FrameKind::Abort => "abort",
         }
     }
 }

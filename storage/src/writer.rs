@@ -49,6 +49,7 @@ impl Future for Commit {
 
 pub(crate) enum Request {
     Append { batch: LogBatch, done: oneshot::Sender<Result<Appended>>, room: Option<OwnedSemaphorePermit> },
+    Abort { done: oneshot::Sender<Result<()>> },
     Trim { upto: Offset, done: oneshot::Sender<Result<()>> },
     Retain,
     Close { done: oneshot::Sender<()> },
@@ -120,7 +121,7 @@ impl<F: Files> Writer<F> {
             }
             Next::Drained => self.sync()?,
             Next::Idle => {
-                if self.untold && !self.inside {
+                if self.untold {
                     self.idle()?;
                 }
             }
@@ -150,6 +151,14 @@ impl<F: Files> Writer<F> {
         };
         match request {
             Request::Append { batch, done, room } => self.append(batch, done, room)?,
+            Request::Abort { done } => {
+                let aborted = self.abort();
+                let failed = aborted.is_err();
+                let _ = done.send(aborted.clone());
+                if failed {
+                    aborted?;
+                }
+            }
             Request::Trim { upto, done } => {
                 let trimmed = retention::trim(&self.shared, &self.files, &self.folder, upto.0);
                 let _ = done.send(trimmed);
@@ -193,19 +202,36 @@ impl<F: Files> Writer<F> {
         self.inside = !batch.ends_transaction;
         if batch.ends_transaction {
             self.shared.apply(std::mem::take(&mut self.changes));
-            self.whole = Shown {
-                offset: self.standing.offset,
-                segment: self.segment,
-                length: self.length,
-                position: self.standing.position.clone(),
-                event_time: self.standing.event_time,
-            };
+            self.end_of_transaction();
         }
         let offsets = OffsetRange { start, end: Offset(self.standing.offset) };
         let appended = Appended { offsets, position: Durable(batch.position) };
         self.waiting.push_back(Waiting { done, appended, _room: room });
         self.oldest.get_or_insert_with(Instant::now);
         Ok(())
+    }
+
+    /// The transaction under way will not be finished: what was written of it
+    /// is made void, and its offsets stay a hole.
+    fn abort(&mut self) -> Result<()> {
+        if !self.inside {
+            return Ok(());
+        }
+        self.changes.clear();
+        self.empty_frame(FrameKind::Abort)?;
+        self.inside = false;
+        self.end_of_transaction();
+        self.sync()
+    }
+
+    fn end_of_transaction(&mut self) {
+        self.whole = Shown {
+            offset: self.standing.offset,
+            segment: self.segment,
+            length: self.length,
+            position: self.standing.position.clone(),
+            event_time: self.standing.event_time,
+        };
     }
 
     fn frame(&mut self, kind: FrameKind, batch: &LogBatch) -> Result<()> {
@@ -289,6 +315,16 @@ impl<F: Files> Writer<F> {
 
     /// Tells readers in other processes how far all is durable.
     fn idle(&mut self) -> Result<()> {
+        if self.inside {
+            return Ok(());
+        }
+        self.empty_frame(FrameKind::Idle)?;
+        self.end_of_transaction();
+        self.untold = false;
+        Ok(())
+    }
+
+    fn empty_frame(&mut self, kind: FrameKind) -> Result<()> {
         let empty = LogBatch {
             kind: Kind::Control,
             position: None,
@@ -296,11 +332,9 @@ impl<F: Files> Writer<F> {
             event_time: Micros(i64::MIN),
             payload: bytes::Bytes::new(),
             state: Vec::new(),
-            ends_transaction: !self.inside,
+            ends_transaction: true,
         };
-        self.frame(FrameKind::Idle, &empty)?;
-        self.untold = false;
-        Ok(())
+        self.frame(kind, &empty)
     }
 
     fn roll(&mut self) -> Result<()> {
@@ -348,7 +382,7 @@ impl<F: Files> Writer<F> {
         while let Ok(request) = self.requests.recv_timeout(Duration::from_secs(1)) {
             match request {
                 Request::Append { done, .. } => drop(done.send(Err(error.clone()))),
-                Request::Trim { done, .. } => drop(done.send(Err(error.clone()))),
+                Request::Abort { done } | Request::Trim { done, .. } => drop(done.send(Err(error.clone()))),
                 Request::Retain => {}
                 Request::Close { .. } => return,
             }

@@ -4,8 +4,9 @@
 //! ```text
 //! payload  = version u8 = 1, part*
 //! part     = length u32 of what follows,
-//!            position  u8 length + bytes     (length 0: the transaction ends in a
-//!                                             later frame, whose position counts),
+//!            position  u8 length + bytes     (length with its highest bit: not yet known;
+//!                                             the transaction ends in a later frame,
+//!                                             whose position counts),
 //!            commit_time i64 (µs), tx u8 length + text,
 //!            first_ordinal u64, records u32, run*
 //! run      = schema u32, count u32, bodies_length u32, bodies,
@@ -28,6 +29,7 @@ use storage::{Frame, Micros, Offset, OffsetRange, Position};
 use crate::shape::SchemaNumber;
 
 const VERSION: u8 = 1;
+const UNKNOWN: u8 = 0x80;
 const OLD_KEY: u8 = 0x10;
 const BEFORE: u8 = 0x20;
 const ABSENT: u8 = 0x40;
@@ -156,16 +158,33 @@ impl BatchWriter {
         self.records
     }
 
-    /// Begins a transaction's part. `position` is None while its commit is not
-    /// yet known: the frame that ends the transaction then tells it.
-    pub fn begin(&mut self, position: Option<&[u8]>, commit_time: Micros, tx: &str, first_ordinal: u64) {
+    /// Begins a transaction's part. Its position is often known only at its
+    /// commit: until `set_position` the `room` bytes kept for it are blank, and
+    /// the frame that ends the transaction tells it.
+    pub fn begin_open(&mut self, room: u8, commit_time: Micros, tx: &str, first_ordinal: u64) {
+        self.begin(&[0; UNKNOWN as usize][..usize::from(room & !UNKNOWN)], commit_time, tx, first_ordinal);
+        if let Some(part) = &self.part {
+            self.out[part.start + 4] |= UNKNOWN;
+        }
+    }
+
+    /// The position of the part begun last, of as many bytes as were kept for it.
+    pub fn set_position(&mut self, position: &[u8]) {
+        let Some(part) = &self.part else { return };
+        let at = part.start + 5;
+        self.out[at - 1] &= !UNKNOWN;
+        self.out[at..at + position.len()].copy_from_slice(position);
+    }
+
+    /// Begins a transaction's part.
+    pub fn begin(&mut self, position: &[u8], commit_time: Micros, tx: &str, first_ordinal: u64) {
         self.end();
         if self.out.is_empty() {
             self.out.push(VERSION);
         }
         let start = self.out.len();
         self.out.extend_from_slice(&[0; 4]);
-        put_short(&mut self.out, position.unwrap_or_default());
+        put_short(&mut self.out, position);
         self.out.extend_from_slice(&commit_time.0.to_le_bytes());
         put_short(&mut self.out, tx.as_bytes());
         self.out.extend_from_slice(&first_ordinal.to_le_bytes());
@@ -277,7 +296,8 @@ pub fn patch_first_ordinal(payload: &mut [u8], first_ordinal: u64) -> Result<(),
 }
 
 fn put_short(out: &mut Vec<u8>, bytes: &[u8]) {
-    let len = u8::try_from(bytes.len()).expect("positions and transaction ids of a part are below 256 bytes");
+    let len = bytes.len() as u8;
+    assert!(usize::from(len) == bytes.len() && len < UNKNOWN, "positions and ids of a part are below 128 bytes");
     out.push(len);
     out.extend_from_slice(bytes);
 }
@@ -357,12 +377,18 @@ impl<'a> Runs<'a> {
             let length = u32_of(&mut self.rest)? as usize;
             let (mut part, rest) = split(self.rest, length)?;
             self.rest = rest;
-            let position = short(&mut part)?;
+            let (&length, _) = part.split_first().ok_or(Malformed("it ends early"))?;
+            let position = match length & UNKNOWN {
+                0 => short(&mut part)?,
+                _ => {
+                    part = split(&part[1..], usize::from(length & !UNKNOWN))?.1;
+                    self.commit
+                }
+            };
             let commit_time = Micros(i64::from_le_bytes(fixed(&mut part)?));
             let tx = std::str::from_utf8(short(&mut part)?).map_err(|_| Malformed("transaction id"))?;
             self.ordinal = u64::from_le_bytes(fixed(&mut part)?);
             let _records = u32_of(&mut part)?;
-            let position = if position.is_empty() { self.commit } else { position };
             self.transaction = Transaction { position, commit_time, tx };
             self.part = part;
         }

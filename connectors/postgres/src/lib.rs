@@ -1,17 +1,37 @@
 //! The PostgreSQL source.
+//!
+//! ```text
+//!  control      tokio-postgres: catalog, publication, slot, checks
+//!  connection   our own blocking line, for what must be fast: stream and COPY
+//!  replication  ── pgoutput ──► capture ──► batches ──► the log
+//!  snapshot     rounds of COPY between transactions, by the same plans
+//!  catalog ──► shape ──► plan ──► codec: the database's values to Avro
+//! ```
 
+mod capture;
+mod catalog;
+mod check;
 mod codec;
 mod connection;
+mod control;
 mod error;
 mod lsn;
 mod nested;
 mod pgoutput;
 mod plan;
+mod publication;
 mod replication;
+mod shape;
+mod slot;
+mod snapshot;
+mod source;
+mod stream;
 mod target;
 mod tls;
 
+pub use check::{Finding, Severity, check};
 pub use error::{ServerError, WireError};
 pub use lsn::{Lsn, NotAnLsn};
+pub use source::{PostgresSource, TableReading, Watch, target};
 pub use target::Target;
 pub use tls::Tls;

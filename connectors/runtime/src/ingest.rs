@@ -64,6 +64,8 @@ impl<S: Source> Ingest<S> {
     }
 
     async fn capture(&mut self) -> Result<()> {
+        // What a failed attempt left of a transaction comes again from its start.
+        self.log.abort().await.map_err(log_failed)?;
         let resume = self.log.position().await.map_err(log_failed)?;
         let opened = {
             let opening = self.source.open(resume.as_ref(), self.log.state());

@@ -16,7 +16,7 @@ fn frame(payload: Bytes, records: u32, position: Option<&[u8]>) -> Batch {
 #[test]
 fn what_was_written_is_read() {
     let mut writer = BatchWriter::new();
-    writer.begin(Some(b"pos1"), Micros(5), "77", 0);
+    writer.begin(b"pos1", Micros(5), "77", 0);
     writer.open_row(1).extend_from_slice(b"one");
     writer.close_row(Op::Insert, RowExtras::default());
     writer.open_row(1).extend_from_slice(b"broken");
@@ -26,8 +26,8 @@ fn what_was_written_is_read() {
     writer.close_row(Op::Update, extras);
     writer.open_row(2).extend_from_slice(b"three");
     writer.close_row(Op::Delete, RowExtras { absent: Some(&[0, 1]), ..Default::default() });
-    writer.begin(Some(b"empty"), Micros(5), "78", 0);
-    writer.begin(None, Micros(6), "", 9);
+    writer.begin(b"empty", Micros(5), "78", 0);
+    writer.begin_open(5, Micros(6), "", 9);
     writer.open_row(2);
     writer.close_row(Op::Truncate, RowExtras::default());
     let (payload, records) = writer.take().unwrap();
@@ -58,9 +58,21 @@ fn what_was_written_is_read() {
 }
 
 #[test]
+fn a_position_known_at_the_commit_is_told_there() {
+    let mut writer = BatchWriter::new();
+    writer.begin_open(4, Micros(5), "77", 0);
+    writer.open_row(1).extend_from_slice(b"one");
+    writer.close_row(Op::Insert, RowExtras::default());
+    writer.set_position(b"pos1");
+    let (payload, records) = writer.take().unwrap();
+    let batch = frame(payload, records, Some(b"later"));
+    assert_eq!(batch.runs().next().unwrap().unwrap().transaction.position, b"pos1");
+}
+
+#[test]
 fn a_snapshot_batch_gets_its_place_later() {
     let mut writer = BatchWriter::new();
-    writer.begin(Some(b"12345678"), Micros(5), "", 0);
+    writer.begin(b"12345678", Micros(5), "", 0);
     writer.open_row(1).extend_from_slice(b"one");
     writer.close_row(Op::Read, RowExtras::default());
     let (payload, records) = writer.take().unwrap();

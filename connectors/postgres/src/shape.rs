@@ -1,0 +1,195 @@
+//! From the catalog, and what the stream says, to a table's shape and plan.
+
+use std::sync::Arc;
+
+use config::Postgres;
+use connector::{Column, Error, Result, SchemaNumber, Schemas, Table, TableKind};
+use storage::StateChange;
+use tokio::runtime::Handle;
+use tokio_postgres::Client;
+
+use crate::catalog::{self, CatalogTable, Types};
+use crate::pgoutput::Relation;
+use crate::plan::Plan;
+
+/// A table under its schema, ready to be written.
+#[derive(Clone, Debug)]
+pub(crate) struct Compiled {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) number: SchemaNumber,
+    pub(crate) stream: String,
+    /// The log must learn of the schema with the first batch that uses it.
+    pub(crate) change: Option<StateChange>,
+}
+
+/// Compiles plans; asks the catalog where it must. Blocking.
+pub(crate) struct Compiler<S> {
+    pub(crate) source: String,
+    pub(crate) config: Arc<Postgres>,
+    pub(crate) schemas: Arc<S>,
+    pub(crate) client: Client,
+    pub(crate) handle: Handle,
+    pub(crate) types: Types,
+    pub(crate) tables: Vec<CatalogTable>,
+}
+
+impl<S: Schemas> Compiler<S> {
+    /// Whether the configuration wants a table.
+    pub(crate) fn wants(&self, schema: &str, name: &str) -> bool {
+        self.config.tables.matches(&format!("{schema}.{name}"))
+    }
+
+    /// The plan for what the stream describes.
+    pub(crate) fn of_relation(&mut self, relation: &Relation) -> Result<Compiled> {
+        let fits = |table: &CatalogTable| {
+            let streamed = relation.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
+            let known = table.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
+            table.identity as u32 == u32::from(relation.identity) && streamed.eq(known)
+        };
+        let known = self.tables.iter().find(|table| table.oid == relation.id);
+        if !known.is_some_and(|table| fits(table) && self.knows_types(relation)) {
+            self.refresh(relation.id)?;
+        }
+        let known = self.tables.iter().find(|table| table.oid == relation.id);
+        match known {
+            Some(table) if fits(table) => {
+                let table = table.clone();
+                self.compile(&table)
+            }
+            // The catalog is already further than the WAL: what was true then is
+            // told by the relation, completed by what the catalog remembers.
+            known => {
+                let table = as_it_was(relation, known);
+                self.compile(&table)
+            }
+        }
+    }
+
+    fn knows_types(&self, relation: &Relation) -> bool {
+        relation.columns.iter().all(|column| self.types.knows(column.type_oid))
+    }
+
+    /// Reads a table anew, and all types.
+    fn refresh(&mut self, oid: u32) -> Result<()> {
+        let (tables, types) = self.handle.block_on(async {
+            let tables = catalog::tables(&self.client, Some(oid), |_| true).await?;
+            Ok::<_, Error>((tables, Types::read(&self.client).await?))
+        })?;
+        self.types = types;
+        self.tables.retain(|table| table.oid != oid);
+        self.tables.extend(tables);
+        Ok(())
+    }
+
+    /// The plan for a table as the catalog has it.
+    pub(crate) fn compile(&self, table: &CatalogTable) -> Result<Compiled> {
+        let options = self.config.options(&table.schema, &table.name);
+        let wanted = |name: &str| options.is_none_or(|options| options.columns.matches(name));
+        let key = table.key();
+        let mut columns = Vec::new();
+        let mut plans = Vec::new();
+        for column in &table.columns {
+            if !wanted(&column.name) {
+                if key.contains(&column.number) {
+                    let what = format!("column {:?} of {} is part of its key", column.name, table.qualified());
+                    return Err(Error::halt(format!("{what} and cannot be left out"))
+                        .hint("change `columns` of the table in the configuration"));
+                }
+                continue;
+            }
+            let as_text = options.is_some_and(|options| options.as_text.contains(&column.name));
+            let plan = self.types.column(column.type_oid, column.typmod, column.dimensions, as_text);
+            columns.push(Column {
+                name: column.name.clone(),
+                ty: plan.codec.carried(),
+                db_type: column.db_type.clone(),
+                nullable: !column.not_null,
+                id: column.number.into(),
+            });
+            plans.push(plan);
+        }
+        let key: Vec<usize> = key
+            .iter()
+            .filter_map(|number| columns.iter().position(|column| column.id == i32::from(*number)))
+            .collect();
+        let shape = Table {
+            source: self.source.clone(),
+            schema: table.schema.clone(),
+            name: table.name.clone(),
+            kind: TableKind::Table,
+            columns,
+            key,
+            full_identity: table.identity == 'f',
+        };
+        let resolved = self.schemas.resolve(&shape)?;
+        let stream = shape.stream();
+        let names = table.columns.iter().map(|column| column.name.as_str());
+        let plan = Arc::new(Plan::new(shape, plans, names));
+        Ok(Compiled { plan, number: resolved.number, stream, change: resolved.change })
+    }
+
+    /// The stream of logical messages.
+    pub(crate) fn messages(&self) -> Result<(SchemaNumber, Option<StateChange>)> {
+        let resolved = self.schemas.resolve(&Table::messages(&self.source))?;
+        Ok((resolved.number, resolved.change))
+    }
+}
+
+/// A table as the stream describes it; numbers, dimensions and nullability
+/// from the catalog's columns of the same name.
+fn as_it_was(relation: &Relation, now: Option<&CatalogTable>) -> CatalogTable {
+    let known = now.map(|table| table.columns.as_slice()).unwrap_or_default();
+    let mut next = known.iter().map(|column| column.number).max().unwrap_or(0);
+    let columns: Vec<_> = relation
+        .columns
+        .iter()
+        .map(|column| {
+            let same = known.iter().find(|other| other.name == column.name);
+            let number = same.map_or_else(
+                || {
+                    next += 1;
+                    next
+                },
+                |other| other.number,
+            );
+            catalog::CatalogColumn {
+                number,
+                name: column.name.clone(),
+                type_oid: column.type_oid,
+                typmod: column.typmod,
+                dimensions: same.map_or(1, |other| other.dimensions),
+                not_null: same.is_some_and(|other| other.not_null),
+                db_type: same
+                    .filter(|other| other.type_oid == column.type_oid && other.typmod == column.typmod)
+                    .map_or_else(|| format!("oid {}", column.type_oid), |other| other.db_type.clone()),
+            }
+        })
+        .collect();
+    let flagged: Vec<i16> = relation
+        .columns
+        .iter()
+        .zip(&columns)
+        .filter(|(streamed, _)| streamed.key)
+        .map(|(_, column)| column.number)
+        .collect();
+    let full = relation.identity == b'f';
+    let primary = match now {
+        Some(table) if full => table.primary.clone(),
+        _ => flagged.clone(),
+    };
+    CatalogTable {
+        oid: relation.id,
+        schema: relation.namespace.clone(),
+        name: relation.name.clone(),
+        kind: now.map_or('r', |table| table.kind),
+        persistence: 'p',
+        identity: relation.identity as char,
+        is_partition: false,
+        row_security: false,
+        readable: true,
+        file_node: now.map_or(0, |table| table.file_node),
+        primary,
+        identity_index: flagged,
+        columns,
+    }
+}

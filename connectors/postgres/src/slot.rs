@@ -1,0 +1,150 @@
+//! The replication slot, and whether it still fits what the log holds.
+
+use connector::{Error, Result};
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
+
+use crate::error::control_failed;
+use crate::lsn::Lsn;
+use crate::replication::SystemIdentity;
+
+/// Which server, database and slot a log belongs to; in the log's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) system_identifier: String,
+    pub(crate) timeline: u32,
+    pub(crate) database: String,
+    pub(crate) database_oid: u32,
+    pub(crate) slot: String,
+}
+
+impl Identity {
+    pub(crate) const STATE_KEY: &'static str = "source/identity";
+}
+
+/// A slot as the server shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    pub(crate) plugin: String,
+    pub(crate) database: String,
+    pub(crate) active_pid: Option<i32>,
+    pub(crate) confirmed: Lsn,
+    pub(crate) wal_status: String,
+    pub(crate) two_phase: bool,
+}
+
+/// The slot of a name; None if there is none.
+pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
+    let failed = |error| control_failed(error, format!("could not read slot {name:?}"));
+    // Columns came with versions: the row as JSON has those that there are.
+    let row = client
+        .query_opt(
+            "SELECT coalesce(plugin::text, ''), coalesce(database::text, ''), active_pid,
+                    coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(wal_status, ''),
+                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false)
+               FROM pg_replication_slots s WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .map_err(failed)?;
+    Ok(row.map(|row| Slot {
+        plugin: row.get(0),
+        database: row.get(1),
+        active_pid: row.get(2),
+        confirmed: row.get::<_, String>(3).parse().unwrap_or_default(),
+        wal_status: row.get(4),
+        two_phase: row.get(5),
+    }))
+}
+
+const NEW_START: &str = "to begin anew: move `data_dir` away, and point the sinks at an empty destination";
+
+/// Compares the server with what the log was filled from.
+pub(crate) fn same_server(known: &Identity, system: &SystemIdentity, now: &Identity) -> Result<()> {
+    let changed = if known.system_identifier != system.system_identifier {
+        format!(
+            "this is another server: its system identifier is {}, the log was filled from {}",
+            system.system_identifier, known.system_identifier
+        )
+    } else if known.database_oid != now.database_oid {
+        format!(
+            "this is another database: {:?} (oid {}), the log was filled from {:?} (oid {})",
+            now.database, now.database_oid, known.database, known.database_oid
+        )
+    } else if known.timeline != system.timeline {
+        format!(
+            "the server is on timeline {}, the log was filled from timeline {}: a standby was promoted or a backup \
+             restored, and changes may be missing on either side",
+            system.timeline, known.timeline
+        )
+    } else if known.slot != now.slot {
+        format!("the log was filled through slot {:?}, the configuration says {:?}", known.slot, now.slot)
+    } else {
+        return Ok(());
+    };
+    Err(Error::halt(changed).hint(format!("put back the server, database and slot that the log knows; or {NEW_START}")))
+}
+
+/// Whether the slot can go on from where the log stands.
+pub(crate) fn fits(name: &str, slot: Option<&Slot>, database: &str, durable: Option<Lsn>) -> Result<()> {
+    let Some(slot) = slot else {
+        let Some(durable) = durable else { return Ok(()) };
+        return Err(Error::halt(format!(
+            "slot {name:?} is gone: the log ends at {durable}, and what the server did since is not kept for us"
+        ))
+        .hint(NEW_START));
+    };
+    if slot.plugin != "pgoutput" {
+        let what = format!("slot {name:?} is of plugin {:?}, not pgoutput", slot.plugin);
+        return Err(Error::halt(what).hint("set `slot` of the source to another name"));
+    }
+    if slot.database != database {
+        let what = format!("slot {name:?} is of database {:?}, not {database:?}", slot.database);
+        return Err(Error::halt(what).hint("set `slot` of the source to another name"));
+    }
+    if slot.two_phase {
+        let what = format!("slot {name:?} decodes two-phase transactions at PREPARE, where a crash could lose rows");
+        return Err(Error::halt(what).hint(format!("drop it: SELECT pg_drop_replication_slot('{name}')")));
+    }
+    if slot.wal_status == "lost" {
+        let from = durable.unwrap_or(slot.confirmed);
+        return Err(Error::halt(format!(
+            "slot {name:?} was invalidated: the server has removed WAL that it needed, from {from} on"
+        ))
+        .hint(format!("SELECT pg_drop_replication_slot('{name}'); then {NEW_START}")));
+    }
+    if let Some(durable) = durable
+        && slot.confirmed > durable
+    {
+        return Err(Error::halt(format!(
+            "changes from {durable} to {} are missing: slot {name:?} was moved on to {1} by someone else, or made \
+             anew, and the log ends at {durable}",
+            slot.confirmed, slot.confirmed
+        ))
+        .hint(NEW_START));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_ahead_of_the_log_is_a_gap_and_is_named() {
+        let slot = Slot {
+            plugin: "pgoutput".into(),
+            database: "shop".into(),
+            active_pid: None,
+            confirmed: Lsn(0x200),
+            wal_status: "reserved".into(),
+            two_phase: false,
+        };
+        assert!(fits("s", Some(&slot), "shop", Some(Lsn(0x200))).is_ok());
+        assert!(fits("s", Some(&slot), "shop", None).is_ok());
+        let error = fits("s", Some(&slot), "shop", Some(Lsn(0x100))).unwrap_err();
+        assert!(error.to_string().contains("0/100 to 0/200"), "{error}");
+        assert!(fits("s", None, "shop", Some(Lsn(1))).unwrap_err().to_string().contains("is gone"));
+        assert!(fits("s", Some(&slot), "other", None).is_err());
+    }
+}

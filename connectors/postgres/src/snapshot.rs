@@ -1,0 +1,18 @@
+//! The snapshot, in rounds.
+//!
+//! A round reads under the snapshot of a temporary slot: what its consistent
+//! point S has seen, and nothing else, is visible in it. The stream is logged
+//! up to S, then chunks are copied as `read` events at S, then the stream goes
+//! on. After a crash the chunks that are left are taken up in another round.
+//!
+//! The first round, too, has a temporary slot, although the permanent slot's
+//! own creation would give a snapshot: a crash between making the slot and
+//! logging it then needs no special case. What is committed between the two
+//! points comes as its change and again as `read`, which is an upsert.
+
+mod progress;
+mod round;
+mod worker;
+
+pub(crate) use progress::{Progress, TableProgress};
+pub(crate) use round::{Prepared, Round, prepare};

@@ -1,0 +1,166 @@
+//! How far each table has been read; part of the log's state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use storage::{State, StateChange};
+
+const TABLE: &str = "source/table/";
+const CHUNK: &str = "source/chunk/";
+const OWED: &str = "source/owed/";
+
+/// A table's generation, as the log remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Generation {
+    /// The table's oid: a table dropped and made anew is another.
+    pub(crate) oid: u32,
+    /// Counts from 1; 0: never read, by configuration.
+    pub(crate) generation: u64,
+    /// All was read.
+    pub(crate) finished: bool,
+    /// By leaf relation: another one was rewritten, and its blocks are no longer these.
+    pub(crate) file_nodes: BTreeMap<u32, u32>,
+    /// Blocks of a chunk.
+    pub(crate) chunk_blocks: u64,
+    /// Rows read so far.
+    pub(crate) rows: u64,
+}
+
+/// A table's progress.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TableProgress {
+    pub(crate) generation: Option<Generation>,
+    /// Finished chunks: leaf relation and number.
+    pub(crate) chunks: BTreeSet<(u32, u64)>,
+    /// Chunks in all, once counted.
+    pub(crate) total: u64,
+    /// Keys to be read again, as the database's text.
+    pub(crate) owed: BTreeSet<Vec<String>>,
+}
+
+/// Shared with whoever asks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    tables: Arc<Mutex<BTreeMap<String, TableProgress>>>,
+}
+
+impl Progress {
+    /// As the log's state has it.
+    pub(crate) fn from_state(state: &State) -> Self {
+        let progress = Self::default();
+        {
+            let mut tables = progress.lock();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            for (key, value) in state.prefix(TABLE.as_bytes()) {
+                let table: &mut TableProgress = tables.entry(text(&key[TABLE.len()..])).or_default();
+                table.generation = serde_json::from_slice(value).ok();
+            }
+            for (key, _) in state.prefix(CHUNK.as_bytes()) {
+                let key = text(&key[CHUNK.len()..]);
+                let mut parts = key.split('/');
+                if let (Some(stream), Some(Ok(leaf)), Some(Ok(number))) =
+                    (parts.next(), parts.next().map(str::parse), parts.next().map(str::parse))
+                {
+                    tables.entry(stream.to_owned()).or_default().chunks.insert((leaf, number));
+                }
+            }
+            for (key, _) in state.prefix(OWED.as_bytes()) {
+                let key = text(&key[OWED.len()..]);
+                if let Some((stream, owed)) = key.split_once('/')
+                    && let Ok(owed) = serde_json::from_str(owed)
+                {
+                    tables.entry(stream.to_owned()).or_default().owed.insert(owed);
+                }
+            }
+        }
+        progress
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, TableProgress>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, stream: &str) -> TableProgress {
+        self.lock().get(stream).cloned().unwrap_or_default()
+    }
+
+    /// All tables, for people.
+    pub(crate) fn all(&self) -> BTreeMap<String, TableProgress> {
+        self.lock().clone()
+    }
+
+    /// Whether a table's reading has begun and not ended.
+    pub(crate) fn is_under_way(&self, stream: &str) -> bool {
+        self.lock().get(stream).is_some_and(|t| t.generation.as_ref().is_some_and(|g| !g.finished))
+    }
+
+    /// Begins or changes a table's generation; a new one forgets chunks and debts.
+    pub(crate) fn set(&self, stream: &str, generation: Generation) -> Vec<StateChange> {
+        let mut tables = self.lock();
+        let table = tables.entry(stream.to_owned()).or_default();
+        let anew = table.generation.as_ref().is_none_or(|g| g.generation != generation.generation);
+        let mut changes = Vec::new();
+        if anew || generation.finished {
+            for (leaf, number) in std::mem::take(&mut table.chunks) {
+                changes.push(remove(chunk_key(stream, leaf, number)));
+            }
+            for owed in std::mem::take(&mut table.owed) {
+                changes.push(remove(owed_key(stream, &owed)));
+            }
+        }
+        changes.push(put(format!("{TABLE}{stream}"), serde_json::to_vec(&generation).expect("it serialises")));
+        table.generation = Some(generation);
+        changes
+    }
+
+    pub(crate) fn set_total(&self, stream: &str, total: u64) {
+        self.lock().entry(stream.to_owned()).or_default().total = total;
+    }
+
+    /// A chunk is done.
+    pub(crate) fn done(&self, stream: &str, leaf: u32, number: u64, rows: u64) -> StateChange {
+        let mut tables = self.lock();
+        let table = tables.entry(stream.to_owned()).or_default();
+        table.chunks.insert((leaf, number));
+        if let Some(generation) = &mut table.generation {
+            generation.rows += rows;
+        }
+        put(chunk_key(stream, leaf, number), Vec::new())
+    }
+
+    /// A key must be read again.
+    pub(crate) fn owe(&self, stream: &str, key: Vec<Option<String>>) -> Option<StateChange> {
+        let key: Vec<String> = key.into_iter().collect::<Option<_>>()?;
+        let fresh = self.lock().entry(stream.to_owned()).or_default().owed.insert(key.clone());
+        (fresh && !key.is_empty()).then(|| put(owed_key(stream, &key), Vec::new()))
+    }
+
+    /// Keys were read again.
+    pub(crate) fn paid(&self, stream: &str, keys: &BTreeSet<Vec<String>>) -> Vec<StateChange> {
+        let mut tables = self.lock();
+        let table = tables.entry(stream.to_owned()).or_default();
+        keys.iter()
+            .map(|key| {
+                table.owed.remove(key);
+                remove(owed_key(stream, key))
+            })
+            .collect()
+    }
+}
+
+fn chunk_key(stream: &str, leaf: u32, number: u64) -> String {
+    format!("{CHUNK}{stream}/{leaf}/{number}")
+}
+
+fn owed_key(stream: &str, key: &[String]) -> String {
+    format!("{OWED}{stream}/{}", serde_json::to_string(key).expect("texts serialise"))
+}
+
+fn put(key: String, value: Vec<u8>) -> StateChange {
+    StateChange { key: key.into_bytes().into(), value: Some(value.into()) }
+}
+
+fn remove(key: String) -> StateChange {
+    StateChange { key: key.into_bytes().into(), value: None }
+}

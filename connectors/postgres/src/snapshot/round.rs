@@ -1,0 +1,381 @@
+//! One round: its point, its chunks, and their way into the log.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use connector::{Captured, Error, Mark, Result, Schemas, fault, patch_first_ordinal};
+use storage::{Kind, LogBatch, Micros, StateChange};
+
+use crate::catalog::CatalogTable;
+use crate::error::control_failed;
+use crate::lsn::Lsn;
+use crate::plan::{literal, quote};
+use crate::replication::Replication;
+use crate::shape::{Compiled, Compiler};
+use crate::snapshot::progress::{Generation, Progress};
+use crate::snapshot::worker::{self, Chunk, Piece, Work};
+use crate::target::Target;
+
+/// Blocks of a chunk: 8 MiB of heap.
+const CHUNK_BLOCKS: u64 = 1024;
+/// A round ends after so long, so that the permanent slot pins no more WAL than that.
+const ROUND_TIME: Duration = Duration::from_secs(300);
+/// Keys that one chunk of debts reads.
+const OWED: usize = 1_000;
+
+/// A slot with its snapshot, ready for a round. The snapshot lives with the connection.
+pub(crate) struct Prepared {
+    pub(crate) point: Lsn,
+    pub(crate) snapshot: String,
+    _slot: Replication,
+}
+
+/// Makes the temporary slot in a thread of its own: it waits for transactions
+/// in progress, and the stream must go on meanwhile.
+pub(crate) fn prepare(target: &Target, slot: &str, serial: u64) -> mpsc::Receiver<Result<Prepared>> {
+    let (out, prepared) = mpsc::channel();
+    let target = target.clone();
+    let mut name = format!("{slot}_r{}_{serial}", std::process::id());
+    name.replace_range(..name.len().saturating_sub(63), "");
+    // The receiver gets an error if the thread cannot be made: its sender is gone.
+    let _ = std::thread::Builder::new().name("snapshot-slot".into()).spawn(move || {
+        let attempt = || {
+            let mut replication = Replication::connect(&target)?;
+            let (point, snapshot) = replication.temporary_slot(&name)?;
+            Ok(Prepared { point, snapshot, _slot: replication })
+        };
+        let made = attempt().map_err(|error: crate::error::WireError| error.during("could not make a temporary slot for the snapshot"));
+        let _ = out.send(made);
+    });
+    prepared
+}
+
+/// A table in a round.
+struct Job {
+    table: CatalogTable,
+    compiled: Compiled,
+    generation: Generation,
+    left: u64,
+    changed: bool,
+}
+
+/// A round that runs.
+pub(crate) struct Round<'a, S> {
+    pub(crate) compiler: &'a Compiler<S>,
+    pub(crate) progress: &'a Progress,
+    pub(crate) target: &'a Target,
+    pub(crate) stop: &'a AtomicBool,
+    pub(crate) prepared: Prepared,
+    pub(crate) now: Micros,
+}
+
+impl<S: Schemas> Round<'_, S> {
+    /// Runs it. `hand` takes batches for the log; `tick` is called at least
+    /// every 100 ms. Returns whether anything is left for another round.
+    pub(crate) fn run(
+        self,
+        tables: &[CatalogTable],
+        mut hand: impl FnMut(Captured) -> Result<()>,
+        mut tick: impl FnMut() -> Result<()>,
+    ) -> Result<bool> {
+        let point = self.prepared.point;
+        let mut ordinal = 0u64;
+        let mut jobs = Vec::new();
+        let mut chunks = VecDeque::new();
+        for table in tables {
+            let compiled = self.compiler.compile(table)?;
+            let before = self.progress.get(&compiled.stream);
+            if before.generation.as_ref().is_some_and(|g| g.finished && g.oid == table.oid) {
+                continue;
+            }
+            let leaves = self.leaves(table)?;
+            let nodes: BTreeMap<u32, u32> = leaves.iter().map(|leaf| (leaf.oid, leaf.file_node)).collect();
+            // What has no key cannot be read in parts: a row that moved would come twice.
+            let goes_on = before.generation.as_ref().is_some_and(|g| {
+                g.oid == table.oid && g.file_nodes == nodes && !compiled.plan.table.key.is_empty()
+            });
+            let generation = match before.generation {
+                Some(generation) if goes_on => generation,
+                before => {
+                    let generation = Generation {
+                        oid: table.oid,
+                        generation: before.map_or(1, |g| g.generation + 1),
+                        finished: false,
+                        file_nodes: nodes,
+                        chunk_blocks: CHUNK_BLOCKS,
+                        rows: 0,
+                    };
+                    let mut changes = self.progress.set(&compiled.stream, generation.clone());
+                    changes.extend(compiled.change.clone());
+                    let mark = self.mark(Mark::BEGIN, &compiled, &generation, ordinal);
+                    ordinal += 1;
+                    hand(mark_batch(&mark, changes, self.now))?;
+                    generation
+                }
+            };
+            let before = self.progress.get(&compiled.stream);
+            let mut left = 0;
+            let job = jobs.len();
+            let mut add = |chunk: Chunk| {
+                left += 1;
+                chunks.push_back(chunk);
+            };
+            let mut total = 0;
+            for leaf in &leaves {
+                for number in 0..leaf.blocks.div_ceil(generation.chunk_blocks).max(1) {
+                    total += 1;
+                    if !before.chunks.contains(&(leaf.oid, number)) {
+                        add(chunk_of(job, &compiled, leaf, number, generation.chunk_blocks));
+                    }
+                }
+            }
+            self.progress.set_total(&compiled.stream, total);
+            let owed: Vec<&Vec<String>> = before.owed.iter().collect();
+            for keys in owed.chunks(OWED) {
+                add(owed_chunk(job, table, &compiled, keys));
+            }
+            tracing::info!(table = table.qualified(), generation = generation.generation, chunks = left, point = %point, "reading");
+            jobs.push(Job { table: table.clone(), compiled, generation, left, changed: false });
+        }
+        // Broken off between its last chunk and its end.
+        for job in jobs.iter_mut().filter(|job| job.left == 0) {
+            self.finish(job, &mut ordinal, &mut hand)?;
+        }
+        let workers = (self.compiler.config.snapshot_connections as usize).min(chunks.len());
+        let work = Work {
+            target: self.target.clone(),
+            snapshot: self.prepared.snapshot.clone(),
+            position: point.to_bytes(),
+            time: self.now,
+            chunks: Mutex::new(chunks),
+            lane: Mutex::new(()),
+            stop: AtomicBool::new(false),
+            closers: Mutex::new(Vec::new()),
+            rate: self.compiler.config.snapshot_rows_per_second.div_ceil(workers.max(1) as u64),
+            max_row: self.compiler.config.max_row as usize,
+        };
+        let started = Instant::now();
+        let (out, pieces) = sync_channel(4);
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                let (work, out) = (&work, out.clone());
+                scope.spawn(move || worker::run(work, &out));
+            }
+            drop(out);
+            let drained = (|| {
+                let mut inside = false;
+                loop {
+                    tick()?;
+                    if self.stop.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    // A table without a key must be read in one go, however long it takes.
+                    let breakable = jobs.iter().all(|job| !job.compiled.plan.table.key.is_empty());
+                    if started.elapsed() > ROUND_TIME && breakable {
+                        work.stop.store(true, Ordering::Relaxed);
+                    }
+                    let piece = match pieces.recv_timeout(Duration::from_millis(100)) {
+                        Ok(piece) => piece,
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        Err(RecvTimeoutError::Disconnected) if inside => {
+                            return Err(Error::retry("a chunk of the snapshot was left unfinished"));
+                        }
+                        Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                    };
+                    match piece {
+                        Piece::Rows { mut payload, records } => {
+                            patch_first_ordinal(&mut payload, ordinal)
+                                .map_err(|error| Error::halt("a batch of the snapshot is broken").because(error))?;
+                            ordinal += u64::from(records);
+                            inside = true;
+                            hand(rows_batch(payload.into(), records, self.now))?;
+                        }
+                        Piece::Done { chunk, rows } => {
+                            inside = false;
+                            let job = &mut jobs[chunk.table];
+                            let stream = job.compiled.stream.clone();
+                            let mut changes = Vec::new();
+                            if let Some(paid) = &chunk.owed {
+                                changes.extend(self.progress.paid(&stream, paid));
+                            } else {
+                                changes.push(self.progress.done(&stream, chunk.leaf, chunk.number, rows));
+                            }
+                            hand(end_of_chunk(changes, self.now))?;
+                            fault::point("snapshot-chunk");
+                            job.generation.rows += rows;
+                            job.left -= 1;
+                            if job.left == 0 && !job.changed {
+                                self.finish(job, &mut ordinal, &mut hand)?;
+                            }
+                        }
+                        Piece::Changed { chunk } => {
+                            let job = &mut jobs[chunk.table];
+                            tracing::warn!(table = job.table.qualified(), "rewritten or altered while it was read: it is read again");
+                            job.changed = true;
+                            job.left -= 1;
+                        }
+                        Piece::Failed(error) => return Err(error),
+                    }
+                }
+            })();
+            // Whoever waits to hand on must not wait for ever.
+            work.stop.store(true, Ordering::Relaxed);
+            drop(pieces);
+            for closer in work.closers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                if drained.is_err() || self.stop.load(Ordering::Relaxed) {
+                    closer.close();
+                }
+            }
+            drained
+        })?;
+        let mut again = false;
+        for job in &jobs {
+            again |= job.left > 0 || job.changed;
+            if job.changed {
+                // Another oid than any table's: the next round begins a new generation.
+                let forgotten = Generation { oid: 0, ..job.generation.clone() };
+                let changes = self.progress.set(&job.compiled.stream, forgotten);
+                hand(end_of_chunk(changes, self.now))?;
+            }
+        }
+        Ok(again)
+    }
+
+    fn finish(
+        &self,
+        job: &mut Job,
+        ordinal: &mut u64,
+        hand: &mut impl FnMut(Captured) -> Result<()>,
+    ) -> Result<()> {
+        let rows = self.progress.get(&job.compiled.stream).generation.map_or(0, |g| g.rows);
+        job.generation.finished = true;
+        job.generation.rows = rows;
+        let changes = self.progress.set(&job.compiled.stream, job.generation.clone());
+        let mark = self.mark(Mark::END, &job.compiled, &job.generation, *ordinal);
+        *ordinal += 1;
+        tracing::info!(table = job.table.qualified(), rows, "read");
+        hand(mark_batch(&mark, changes, self.now))
+    }
+
+    fn mark(&self, op: &str, compiled: &Compiled, generation: &Generation, ordinal: u64) -> Mark {
+        let table = &compiled.plan.table;
+        Mark {
+            op: op.into(),
+            schema: table.schema.clone(),
+            table: table.name.clone(),
+            stream: compiled.stream.clone(),
+            shape: compiled.number,
+            generation: generation.generation,
+            sinks: Vec::new(),
+            position: self.prepared.point.to_bytes().to_vec(),
+            ordinal,
+            commit_time: self.now.0,
+        }
+    }
+
+    /// The relations that hold a table's rows.
+    fn leaves(&self, table: &CatalogTable) -> Result<Vec<Leaf>> {
+        let sql = "SELECT c.oid, n.nspname::text, c.relname::text, coalesce(pg_relation_filenode(c.oid), 0)::oid,
+                          pg_relation_size(c.oid) / current_setting('block_size')::bigint
+                     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                    WHERE c.relkind = 'r' AND (c.oid = $1 OR c.oid IN
+                          (SELECT relid::oid FROM pg_partition_tree($1::oid::regclass) WHERE isleaf))
+                    ORDER BY c.oid";
+        let rows = self.compiler.handle.block_on(self.compiler.client.query(sql, &[&table.oid]));
+        let rows = rows.map_err(|error| control_failed(error, format!("could not measure {}", table.qualified())))?;
+        Ok(rows
+            .iter()
+            .map(|row| Leaf {
+                oid: row.get(0),
+                name: format!("{}.{}", quote(row.get(1)), quote(row.get(2))),
+                file_node: row.get(3),
+                blocks: row.get::<_, i64>(4).max(0) as u64,
+            })
+            .collect())
+    }
+}
+
+struct Leaf {
+    oid: u32,
+    name: String,
+    file_node: u32,
+    blocks: u64,
+}
+
+fn chunk_of(job: usize, compiled: &Compiled, leaf: &Leaf, number: u64, blocks: u64) -> Chunk {
+    let (low, high) = (number * blocks, (number + 1) * blocks);
+    // The last chunk is open: rows may lie behind what was measured.
+    let until = if high < leaf.blocks { format!(" AND ctid < '({high},0)'::tid") } else { String::new() };
+    let sql = format!(
+        "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({low},0)'::tid{until}) TO STDOUT (FORMAT binary)",
+        compiled.plan.select_list(),
+        leaf.name
+    );
+    Chunk {
+        table: job,
+        leaf: leaf.oid,
+        number,
+        sql,
+        file_node: leaf.file_node,
+        locked: leaf.name.clone(),
+        plan: compiled.plan.clone(),
+        schema: compiled.number,
+        owed: None,
+    }
+}
+
+fn owed_chunk(job: usize, table: &CatalogTable, compiled: &Compiled, keys: &[&Vec<String>]) -> Chunk {
+    let shape = &compiled.plan.table;
+    let names: Vec<String> = shape.key.iter().map(|&i| quote(&shape.columns[i].name)).collect();
+    let tuple = |key: &&Vec<String>| {
+        let values: Vec<String> = key
+            .iter()
+            .zip(&shape.key)
+            .map(|(value, &i)| format!("{}::{}", literal(value), shape.columns[i].db_type))
+            .collect();
+        format!("({})", values.join(", "))
+    };
+    let list: Vec<String> = keys.iter().map(tuple).collect();
+    let sql = format!(
+        "COPY (SELECT {} FROM {} WHERE ({}) IN ({})) TO STDOUT (FORMAT binary)",
+        compiled.plan.select_list(),
+        table.quoted(),
+        names.join(", "),
+        list.join(", ")
+    );
+    Chunk {
+        table: job,
+        leaf: table.oid,
+        number: 0,
+        sql,
+        file_node: 0,
+        locked: table.quoted(),
+        plan: compiled.plan.clone(),
+        schema: compiled.number,
+        owed: Some(keys.iter().map(|key| (*key).clone()).collect()),
+    }
+}
+
+fn rows_batch(payload: Bytes, records: u32, time: Micros) -> Captured {
+    batch(Kind::Data, payload, records, Vec::new(), false, time)
+}
+
+fn end_of_chunk(state: Vec<StateChange>, time: Micros) -> Captured {
+    batch(Kind::Data, Bytes::new(), 0, state, true, time)
+}
+
+fn mark_batch(mark: &Mark, state: Vec<StateChange>, time: Micros) -> Captured {
+    batch(Kind::Control, mark.to_payload().into(), 1, state, true, time)
+}
+
+/// Without a position: rows of a round lie at its point, and the log resumes
+/// where the stream stood, which may be further.
+fn batch(kind: Kind, payload: Bytes, records: u32, state: Vec<StateChange>, ends: bool, time: Micros) -> Captured {
+    let batch =
+        LogBatch { kind, position: None, records, event_time: time, payload, state, ends_transaction: ends };
+    Captured { batch }
+}

@@ -1,0 +1,209 @@
+//! Reads chunks, each in a short transaction of its own under the round's
+//! snapshot: a long one would make an ALTER wait, and all traffic behind it.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use connector::{BatchWriter, Error, Op, Result, RowExtras, SchemaNumber};
+use storage::Micros;
+
+use crate::capture::unfit_value;
+use crate::connection::{Closer, Connection};
+use crate::error::WireError;
+use crate::plan::{Plan, literal};
+use crate::target::Target;
+
+/// A chunk may wait in memory up to this; a greater one is handed on as it comes.
+const HELD: usize = 16 << 20;
+const BATCH: usize = 1 << 20;
+
+/// Part of a table: blocks of one relation, or keys that are owed.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    /// Index into the round's tables.
+    pub(crate) table: usize,
+    pub(crate) leaf: u32,
+    pub(crate) number: u64,
+    pub(crate) sql: String,
+    /// Zero: not compared.
+    pub(crate) file_node: u32,
+    pub(crate) locked: String,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) schema: SchemaNumber,
+    /// Keys, not blocks.
+    pub(crate) owed: Option<BTreeSet<Vec<String>>>,
+}
+
+/// What a worker hands on.
+pub(crate) enum Piece {
+    /// Rows; of one chunk without another's between.
+    Rows { payload: Vec<u8>, records: u32 },
+    /// The chunk is whole.
+    Done { chunk: Chunk, rows: u64 },
+    /// Its table was rewritten or altered since the round began.
+    Changed { chunk: Chunk },
+    /// It failed; nothing of it counts.
+    Failed(Error),
+}
+
+/// What workers share.
+pub(crate) struct Work {
+    pub(crate) target: Target,
+    pub(crate) snapshot: String,
+    pub(crate) position: [u8; 8],
+    pub(crate) time: Micros,
+    pub(crate) chunks: Mutex<VecDeque<Chunk>>,
+    /// Held by the one whose chunk goes through.
+    pub(crate) lane: Mutex<()>,
+    pub(crate) stop: AtomicBool,
+    pub(crate) closers: Mutex<Vec<Closer>>,
+    /// Rows a second for each worker; 0: no limit.
+    pub(crate) rate: u64,
+    pub(crate) max_row: usize,
+}
+
+impl Work {
+    fn next(&self) -> Option<Chunk> {
+        if self.stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}
+
+/// A worker's life.
+pub(crate) fn run(work: &Work, out: &SyncSender<Piece>) {
+    let connect = || -> Result<Connection, WireError> {
+        let connection = Connection::connect(&work.target, false)?;
+        let closer = connection.closer()?;
+        work.closers.lock().unwrap_or_else(PoisonError::into_inner).push(closer);
+        Ok(connection)
+    };
+    let mut connection = match connect() {
+        Ok(connection) => connection,
+        Err(error) => {
+            // Nobody listens any more if the round has ended.
+            let _ = out.send(Piece::Failed(error.during("could not connect to read tables")));
+            return;
+        }
+    };
+    while let Some(chunk) = work.next() {
+        let piece = match read(&mut connection, work, &chunk, out) {
+            Ok(None) => return,
+            Ok(Some(())) => continue,
+            Err(Failure::Changed) => Piece::Changed { chunk },
+            Err(Failure::Error(error)) => Piece::Failed(error),
+        };
+        let failed = matches!(piece, Piece::Failed(_));
+        if out.send(piece).is_err() || failed {
+            return;
+        }
+    }
+}
+
+enum Failure {
+    Changed,
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Error(error)
+    }
+}
+
+/// None: nobody listens any more.
+fn read(
+    connection: &mut Connection,
+    work: &Work,
+    chunk: &Chunk,
+    out: &SyncSender<Piece>,
+) -> Result<Option<()>, Failure> {
+    let plan = &chunk.plan;
+    let name = || format!("could not read {}.{}", plan.table.schema, plan.table.name);
+    let failed = |error: WireError| match &error {
+        // The column or table is gone, or is another: its generation ends.
+        WireError::Server(server) if matches!(server.code.as_str(), "42703" | "42P01" | "42804" | "42883") => {
+            Failure::Changed
+        }
+        _ => Failure::Error(error.during(name())),
+    };
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; LOCK TABLE {} IN ACCESS SHARE MODE; \
+         SELECT coalesce(pg_relation_filenode({}), 0)",
+        literal(&work.snapshot),
+        chunk.locked,
+        chunk.leaf
+    );
+    let rows = connection.query(&begin).map_err(failed)?;
+    let node = rows.first().and_then(|row| row.first()).cloned().flatten();
+    if chunk.file_node != 0 && node.and_then(|n| n.parse().ok()) != Some(chunk.file_node) {
+        connection.query("ROLLBACK").map_err(failed)?;
+        return Err(Failure::Changed);
+    }
+    connection.copy_out(&chunk.sql).map_err(failed)?;
+    let mut writer = BatchWriter::new();
+    let mut held: Vec<(Vec<u8>, u32)> = Vec::new();
+    let mut held_bytes = 0;
+    let mut lane = None;
+    let (mut rows, started) = (0u64, Instant::now());
+    writer.begin(&work.position, work.time, "", 0);
+    while let Some(data) = connection.copy_row().map_err(failed)? {
+        let mut data = data;
+        if let Some(rest) = data.strip_prefix(b"PGCOPY\n\xff\r\n\0") {
+            // Flags, then the length of an extension.
+            let extension = rest.get(4..8).and_then(|l| l.first_chunk::<4>()).map_or(0, |l| u32::from_be_bytes(*l));
+            data = rest.get(8 + extension as usize..).unwrap_or_default();
+        }
+        if data.is_empty() || data == [0xff, 0xff] {
+            continue;
+        }
+        if data.len() > work.max_row {
+            return Err(Failure::Error(
+                Error::halt(format!("a row of {}.{} has {} bytes", plan.table.schema, plan.table.name, data.len()))
+                    .hint("raise `max_row` of the source, or leave the column out with `columns`"),
+            ));
+        }
+        let body = writer.open_row(chunk.schema);
+        plan.copied(data, body).map_err(|error| unfit_value(plan, "read by the snapshot", &error))?;
+        writer.close_row(Op::Read, RowExtras::default());
+        rows += 1;
+        if writer.len() >= BATCH {
+            if let Some((payload, records)) = writer.take() {
+                held_bytes += payload.len();
+                held.push((payload.into(), records));
+            }
+            writer.begin(&work.position, work.time, "", 0);
+            if held_bytes > HELD || lane.is_some() {
+                lane.get_or_insert_with(|| work.lane.lock().unwrap_or_else(PoisonError::into_inner));
+                for (payload, records) in held.drain(..) {
+                    if out.send(Piece::Rows { payload, records }).is_err() {
+                        return Ok(None);
+                    }
+                }
+                held_bytes = 0;
+            }
+        }
+        if work.rate > 0 && rows % 256 == 0 {
+            let due = Duration::from_secs_f64(rows as f64 / work.rate as f64);
+            while due > started.elapsed() && !work.stop.load(Ordering::Relaxed) {
+                std::thread::sleep((due - started.elapsed().min(due)).min(Duration::from_millis(100)));
+            }
+        }
+    }
+    connection.query("COMMIT").map_err(failed)?;
+    if let Some((payload, records)) = writer.take() {
+        held.push((payload.into(), records));
+    }
+    lane.get_or_insert_with(|| work.lane.lock().unwrap_or_else(PoisonError::into_inner));
+    for (payload, records) in held {
+        if out.send(Piece::Rows { payload, records }).is_err() {
+            return Ok(None);
+        }
+    }
+    let done = Piece::Done { chunk: chunk.clone(), rows };
+    Ok(out.send(done).is_ok().then_some(()))
+}

@@ -1,0 +1,421 @@
+//! The PostgreSQL source as the runtime sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use config::{Postgres, PostgresTls, SnapshotMode};
+use connector::{Captured, Error, Result, Schemas, Source};
+use serde::Serialize;
+use storage::{Durable, Kind, LogBatch, Micros, Position, State, StateChange};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_postgres::Client;
+
+use crate::capture::Capture;
+use crate::catalog::{self, CatalogTable, Types};
+use crate::connection::Closer;
+use crate::control;
+use crate::error::control_failed;
+use crate::lsn::Lsn;
+use crate::publication;
+use crate::replication::{Replication, SystemIdentity};
+use crate::shape::Compiler;
+use crate::slot::{self, Identity};
+use crate::snapshot::Progress;
+use crate::stream::{Feedback, Shared, Stream};
+use crate::target::Target;
+use crate::tls::Tls;
+
+/// Batches between the stream's thread and the log.
+const HANDED: usize = 4;
+
+/// Tails one database through one slot.
+pub struct PostgresSource<S> {
+    name: String,
+    config: Arc<Postgres>,
+    target: Target,
+    schemas: Arc<S>,
+    watch: Watch,
+    running: Option<Running>,
+    goal: Option<Lsn>,
+}
+
+struct Running {
+    batches: mpsc::Receiver<Result<Captured>>,
+    closer: Closer,
+    thread: JoinHandle<()>,
+    shared: Arc<Shared>,
+}
+
+/// Where a source is, for whoever asks.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    now: Arc<std::sync::Mutex<(Arc<Shared>, Progress)>>,
+}
+
+/// A table's reading.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableReading {
+    /// Its stream.
+    pub stream: String,
+    /// Counts its readings.
+    pub generation: u64,
+    /// All was read.
+    pub finished: bool,
+    /// Chunks read.
+    pub chunks: u64,
+    /// Chunks in all; 0: not counted yet.
+    pub total: u64,
+    /// Rows read.
+    pub rows: u64,
+}
+
+impl Watch {
+    fn get(&self) -> (Arc<Shared>, Progress) {
+        self.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// How far the server's WAL reaches, and what of it is durable here.
+    pub fn positions(&self) -> (Lsn, Lsn) {
+        let (shared, _) = self.get();
+        (Lsn(shared.received.load(Ordering::Relaxed)), shared.durable())
+    }
+
+    /// Whether a round is under way.
+    pub fn is_reading(&self) -> bool {
+        self.get().0.reading.load(Ordering::Relaxed)
+    }
+
+    /// Every table's reading.
+    pub fn tables(&self) -> Vec<TableReading> {
+        let reading = |(stream, table): (String, crate::snapshot::TableProgress)| {
+            let generation = table.generation?;
+            Some(TableReading {
+                stream,
+                generation: generation.generation,
+                finished: generation.finished,
+                chunks: if generation.finished { table.total } else { table.chunks.len() as u64 },
+                total: table.total,
+                rows: generation.rows,
+            })
+        };
+        self.get().1.all().into_iter().filter_map(reading).collect()
+    }
+}
+
+/// The server that a configuration names.
+pub fn target(config: &Postgres) -> Result<Target> {
+    let tls = match &config.tls {
+        PostgresTls::Disable => Tls::Disable,
+        PostgresTls::VerifyFull { ca, cert, key } => {
+            let identity = cert.as_deref().zip(key.as_deref());
+            Tls::verify_full(ca.as_deref(), identity).map_err(|error| error.during("could not set up TLS"))?
+        }
+    };
+    Ok(Target {
+        host: config.host.clone(),
+        port: config.port,
+        user: config.user.clone(),
+        database: config.database.clone(),
+        password: config.password.as_ref().map(|password| password.expose().to_owned()),
+        tls,
+    })
+}
+
+/// The tables to capture: those that match, and can be. What is named and
+/// cannot be is an error; what a pattern only happens to match is passed over.
+pub(crate) async fn selected(client: &Client, config: &Postgres) -> Result<Vec<CatalogTable>> {
+    let found = catalog::tables(client, None, |name| config.tables.matches(name)).await?;
+    let mut tables = Vec::new();
+    for table in found {
+        let name = table.qualified();
+        let why = match table.kind {
+            'v' | 'm' => Some("it is a view, of which the WAL has no changes"),
+            'f' => Some("it is a foreign table, of which the WAL has no changes"),
+            _ if table.persistence == 'u' => Some("it is unlogged: the WAL has no changes of it"),
+            _ if table.is_partition => None,
+            _ => {
+                tables.push(table);
+                continue;
+            }
+        };
+        let named = config.tables.exact().any(|exact| exact == name);
+        match why {
+            Some(why) if named => {
+                let what = format!("{name} cannot be captured: {why}");
+                return Err(Error::halt(what).hint("take it out of `tables` of the source"));
+            }
+            Some(why) => tracing::debug!(table = name, why, "passed over"),
+            None => {}
+        }
+    }
+    for exact in config.tables.exact() {
+        if !tables.iter().any(|table| table.qualified() == exact) && config.tables.matches(exact) {
+            let what = format!("table {exact} does not exist, or is a partition");
+            return Err(Error::halt(what).hint("check `tables` of the source: names are schema.table, partitions go by their root"));
+        }
+    }
+    if let Some(table) = tables.iter().find(|table| !table.readable) {
+        let name = table.qualified();
+        return Err(Error::halt(format!("the role may not read {name}")).hint(format!(
+            "GRANT USAGE ON SCHEMA {} TO {2}; GRANT SELECT ON {} TO {2};",
+            crate::plan::quote(&table.schema),
+            table.quoted(),
+            crate::plan::quote(&config.user)
+        )));
+    }
+    if let Some(table) = tables.iter().find(|table| table.row_security) {
+        let what = format!("row security is active for this role on {}: a snapshot would lack rows", table.qualified());
+        return Err(Error::halt(what).hint(format!("ALTER ROLE {} BYPASSRLS;", crate::plan::quote(&config.user))));
+    }
+    if tables.is_empty() {
+        return Err(publication::nothing(config.tables.given()));
+    }
+    Ok(tables)
+}
+
+/// The database's oid, which a database dropped and made anew does not keep.
+pub(crate) async fn identity(
+    client: &Client,
+    system: &SystemIdentity,
+    config: &Postgres,
+) -> Result<Identity> {
+    let sql = "SELECT current_database()::text, oid FROM pg_database WHERE datname = current_database()";
+    let row = client.query_one(sql, &[]).await;
+    let row = row.map_err(|error| control_failed(error, "could not ask which database this is"))?;
+    Ok(Identity {
+        system_identifier: system.system_identifier.clone(),
+        timeline: system.timeline,
+        database: row.get(0),
+        database_oid: row.get(1),
+        slot: config.slot.clone(),
+    })
+}
+
+impl<S: Schemas> PostgresSource<S> {
+    /// Touches nothing yet.
+    pub fn new(name: &str, config: Arc<Postgres>, schemas: Arc<S>) -> Result<Self> {
+        let target = target(&config)?;
+        Ok(Self { name: name.into(), config, target, schemas, watch: Watch::default(), running: None, goal: None })
+    }
+
+    /// For status.
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
+    }
+
+    async fn halt_running(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        running.shared.stop.store(true, Ordering::Relaxed);
+        drop(running.batches);
+        let stopped = tokio::task::spawn_blocking(move || {
+            // A moment for the last word to the server; then the line is cut.
+            let deadline = std::time::Instant::now() + std::time::Duration::from_millis(1500);
+            while !running.thread.is_finished() && std::time::Instant::now() < deadline {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            running.closer.close();
+            running.thread.join()
+        });
+        // A panic of the thread was told by the panic itself.
+        let _ = stopped.await;
+    }
+
+    async fn connect(&self) -> Result<(Client, Replication, SystemIdentity)> {
+        let client = control::connect(&self.target).await?;
+        let level = control::scalar(&client, "SHOW wal_level").await?;
+        if level != "logical" {
+            return Err(Error::halt(format!("the server has wal_level = {level}, capture needs logical"))
+                .hint("ALTER SYSTEM SET wal_level = 'logical'; then restart the server"));
+        }
+        let target = self.target.clone();
+        let attempt = format!("could not open a replication connection to {target}");
+        let connected = tokio::task::spawn_blocking(move || {
+            let mut replication = Replication::connect(&target)?;
+            let system = replication.identify_system()?;
+            Ok((replication, system))
+        });
+        let connected = connected.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
+        let (replication, system) = connected.map_err(|error: crate::error::WireError| error.during(attempt))?;
+        Ok((client, replication, system))
+    }
+}
+
+impl<S: Schemas> Source for PostgresSource<S> {
+    async fn open(&mut self, resume: Option<&Position>, state: Arc<State>) -> Result<()> {
+        self.halt_running().await;
+        let resume = match resume {
+            None => None,
+            Some(position) => Some(Lsn::from_bytes(position.as_bytes()).ok_or_else(|| {
+                Error::halt("the log's position is not one of PostgreSQL's").hint("the log belongs to another source")
+            })?),
+        };
+        let (client, mut replication, system) = self.connect().await?;
+        let known: Option<Identity> =
+            state.get(Identity::STATE_KEY.as_bytes()).and_then(|value| serde_json::from_slice(value).ok());
+        let identity = identity(&client, &system, &self.config).await?;
+        if let Some(known) = &known {
+            slot::same_server(known, &system, &identity)?;
+        }
+        let tables = selected(&client, &self.config).await?;
+        let mut publications = Vec::new();
+        for wanted in publication::wanted(&self.config.publication, &tables) {
+            if wanted.name != self.config.publication {
+                let names: Vec<&str> = wanted.tables.iter().map(|(name, _)| name.as_str()).collect();
+                tracing::warn!(
+                    tables = names.join(", "),
+                    "no replica identity: only inserts and truncates are captured. For the rest: ALTER TABLE … REPLICA IDENTITY FULL, or add a primary key"
+                );
+            }
+            publication::ensure(&client, &wanted).await?;
+            publications.push(wanted.name);
+        }
+        for name in publication::harmful(&client, &self.config.publication, &tables).await? {
+            tracing::error!(
+                table = name,
+                publication = self.config.publication,
+                "has no replica identity and is published with updates: its UPDATEs and DELETEs fail at the source. ALTER PUBLICATION … DROP TABLE it"
+            );
+        }
+        let found = slot::read(&client, &self.config.slot).await?;
+        slot::fits(&self.config.slot, found.as_ref(), &identity.database, resume)?;
+        let from = match (resume, &found) {
+            (Some(resume), _) => resume,
+            (None, Some(found)) => {
+                if let Some(pid) = found.active_pid {
+                    let what = format!("slot {:?} is in use by the server's process {pid}", self.config.slot);
+                    return Err(Error::retry(what).hint("is another daemon running? Two must not share a slot"));
+                }
+                tracing::warn!(slot = self.config.slot, from = %found.confirmed, "the slot is there and the log is new: it is taken over");
+                found.confirmed
+            }
+            (None, None) => {
+                let name = self.config.slot.clone();
+                let attempt = format!("could not make slot {name:?}");
+                let made;
+                (replication, made) = tokio::task::spawn_blocking(move || {
+                    let made = replication.permanent_slot(&name);
+                    (replication, made)
+                })
+                .await
+                .map_err(|error| Error::retry(attempt.clone()).because(error))?;
+                fault_after_slot();
+                let from = made.map_err(|error| error.during(attempt))?;
+                tracing::info!(slot = self.config.slot, from = %from, "slot made");
+                from
+            }
+        };
+        let progress = Progress::from_state(&state);
+        let types = Types::read(&client).await?;
+        let protocol = match replication.server_version() {
+            160_000.. => 4,
+            150_000.. => 3,
+            140_000.. => 2,
+            _ => 1,
+        };
+        let start = format!("could not start to stream from slot {:?} at {from}", self.config.slot);
+        let slot = self.config.slot.clone();
+        let started = tokio::task::spawn_blocking(move || {
+            let started = replication.start(&slot, from, &publications, protocol);
+            (replication, started)
+        });
+        let (replication, started) = started.await.map_err(|error| Error::retry(start.clone()).because(error))?;
+        started.map_err(|error| error.during(start))?;
+
+        let shared = Arc::new(Shared::default());
+        shared.durable.store(from.0, Ordering::Release);
+        let compiler = Compiler {
+            source: self.name.clone(),
+            config: self.config.clone(),
+            schemas: self.schemas.clone(),
+            client,
+            handle: Handle::current(),
+            types,
+            tables,
+        };
+        let mut capture = Capture::new(compiler, progress.clone(), from);
+        if known.is_none() {
+            let value = serde_json::to_vec(&identity).expect("an identity serialises");
+            capture.remember([StateChange { key: Identity::STATE_KEY.into(), value: Some(value.into()) }]);
+        }
+        if self.config.snapshot == SnapshotMode::Never {
+            shared.snapshot_done.store(true, Ordering::Relaxed);
+        }
+        let (out, batches) = mpsc::channel(HANDED);
+        if resume.is_none() {
+            // The log knows from its first frame on whose it is and where it begins.
+            let state = capture.hand().map(|captured| captured.batch.state).unwrap_or_default();
+            let first = LogBatch {
+                kind: Kind::Data,
+                position: Some(from.position()),
+                records: 0,
+                event_time: Micros(0),
+                payload: Bytes::new(),
+                state,
+                ends_transaction: true,
+            };
+            out.try_send(Ok(Captured { batch: first })).map_err(|_| Error::retry("no room for the first batch"))?;
+        }
+        let closer = replication.closer().map_err(|error| Error::retry("could not share the connection").because(error))?;
+        let stream = Stream {
+            replication: Feedback::new(replication, shared.clone()),
+            capture,
+            shared: shared.clone(),
+            out,
+            target: self.target.clone(),
+            slot: self.config.slot.clone(),
+            heartbeat: self.config.heartbeat,
+        };
+        *self.watch.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (shared.clone(), progress);
+        let thread = std::thread::Builder::new()
+            .name(format!("stream-{}", self.name))
+            .spawn(move || stream.run())
+            .map_err(|error| Error::retry("could not start the stream's thread").because(error))?;
+        self.running = Some(Running { batches, closer, thread, shared });
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<Captured>> {
+        match &mut self.running {
+            Some(running) => running.batches.recv().await.transpose(),
+            None => Err(Error::retry("the source is not open")),
+        }
+    }
+
+    async fn acknowledge(&mut self, upto: Durable<Position>) -> Result<()> {
+        if let (Some(running), Some(lsn)) = (&self.running, Lsn::from_bytes(upto.get().as_bytes())) {
+            running.shared.durable.fetch_max(lsn.0, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    async fn caught_up(&mut self, durable: Option<&Position>) -> Result<bool> {
+        let goal = match self.goal {
+            Some(goal) => goal,
+            None => {
+                let client = control::connect(&self.target).await?;
+                // A message of our own comes behind everything that is committed now.
+                let marked = control::scalar(&client, "SELECT pg_logical_emit_message(false, 'highwater.goal', '')").await;
+                let goal = match marked {
+                    Ok(goal) => goal,
+                    Err(_) => control::scalar(&client, "SELECT pg_current_wal_flush_lsn()").await?,
+                };
+                let goal = goal.parse().map_err(|error| Error::retry("the server's position cannot be read").because(error))?;
+                *self.goal.insert(goal)
+            }
+        };
+        let done = self.running.as_ref().is_some_and(|r| r.shared.snapshot_done.load(Ordering::Relaxed));
+        let durable = durable.and_then(|position| Lsn::from_bytes(position.as_bytes()));
+        Ok(done && durable.is_some_and(|durable| durable >= goal))
+    }
+
+    async fn close(&mut self) {
+        self.halt_running().await;
+    }
+}
+
+fn fault_after_slot() {
+    connector::fault::point("slot-made");
+}

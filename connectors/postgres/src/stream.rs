@@ -1,0 +1,233 @@
+//! The thread that owns the replication connection: stream in, batches out,
+//! feedback back, and rounds of the snapshot between transactions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use connector::{Captured, Error, Result, Schemas, fault};
+use storage::Micros;
+use tokio::sync::mpsc::{Sender, error::TrySendError};
+
+use crate::capture::{Capture, Flow};
+use crate::lsn::Lsn;
+use crate::replication::{Event, Replication};
+use crate::snapshot::{Prepared, Round, prepare};
+use crate::target::Target;
+
+/// The server hears from us at least so often.
+const STATUS: Duration = Duration::from_secs(1);
+/// An idle position is logged at most so often, unless the server asks.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the stream's thread shares with its source.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// What the log has made durable.
+    pub(crate) durable: AtomicU64,
+    /// How far the server's WAL reaches, as it last said.
+    pub(crate) received: AtomicU64,
+    /// The thread is to end.
+    pub(crate) stop: AtomicBool,
+    /// Every table is read.
+    pub(crate) snapshot_done: AtomicBool,
+    /// A round is under way.
+    pub(crate) reading: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Acquire))
+    }
+}
+
+/// Everything of the thread.
+pub(crate) struct Stream<S> {
+    pub(crate) replication: Feedback,
+    pub(crate) capture: Capture<S>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) out: Sender<Result<Captured>>,
+    pub(crate) target: Target,
+    pub(crate) slot: String,
+    /// How often an idle position is made durable.
+    pub(crate) heartbeat: Duration,
+}
+
+/// The connection with what it was last told.
+pub(crate) struct Feedback {
+    pub(crate) replication: Replication,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) received: Lsn,
+    told: Lsn,
+    last: Instant,
+}
+
+impl Feedback {
+    pub(crate) fn new(replication: Replication, shared: Arc<Shared>) -> Self {
+        Self { replication, shared, received: Lsn(0), told: Lsn(0), last: Instant::now() }
+    }
+
+    /// Tells the server what is durable, if it is time or there is news.
+    fn tell(&mut self, now: bool) -> Result<()> {
+        let durable = self.shared.durable();
+        let waited = self.last.elapsed();
+        let news = durable > self.told && waited >= STATUS / 10;
+        if now || news || waited >= STATUS {
+            if durable > self.told {
+                fault::point("before-feedback");
+            }
+            let sent = self.replication.send_status(self.received.max(durable), durable);
+            sent.map_err(|error| error.during("could not acknowledge to the server"))?;
+            self.told = durable;
+            self.last = Instant::now();
+        }
+        Ok(())
+    }
+}
+
+impl<S: Schemas> Stream<S> {
+    /// Runs until told to stop, or until something fails, which is the last thing handed on.
+    pub(crate) fn run(mut self) {
+        let ended = self.stream();
+        if self.shared.stop.load(Ordering::Relaxed) {
+            // What is durable by now is told: a restart then begins behind it.
+            let _ = self.replication.tell(true).and_then(|()| {
+                self.replication.replication.stop().map_err(|error| error.during("could not end the stream"))
+            });
+        } else if let Err(error) = ended {
+            let _ = self.out.blocking_send(Err(error));
+        }
+    }
+
+    fn stream(&mut self) -> Result<()> {
+        let mut serial = 0;
+        let mut preparing: Option<mpsc::Receiver<Result<Prepared>>> = None;
+        let mut prepared: Option<Prepared> = None;
+        let mut idle_since = Instant::now();
+        let mut asked = false;
+        loop {
+            if self.shared.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if prepared.is_none() && !self.shared.snapshot_done.load(Ordering::Relaxed) {
+                match &preparing {
+                    None => {
+                        serial += 1;
+                        preparing = Some(prepare(&self.target, &self.slot, serial));
+                    }
+                    Some(waiting) => match waiting.try_recv() {
+                        Ok(made) => {
+                            prepared = Some(made?);
+                            preparing = None;
+                        }
+                        Err(mpsc::TryRecvError::Empty) => {}
+                        Err(mpsc::TryRecvError::Disconnected) => {
+                            return Err(Error::retry("could not make a temporary slot for the snapshot"));
+                        }
+                    },
+                }
+            }
+            let point = prepared.as_ref().map(|p| p.point);
+            let mut reached = false;
+            let event = self.replication.replication.poll();
+            match event.map_err(|error| error.during("could not read the stream"))? {
+                Event::Data { end, message } => {
+                    self.replication.received = self.replication.received.max(end);
+                    match self.capture.message(message)? {
+                        Flow::On => {}
+                        // The transaction ends behind the round's point: the round comes first.
+                        Flow::Begun(commit) => {
+                            reached = point.is_some_and(|point| commit >= point);
+                            if self.capture.stands_alone() {
+                                self.hand()?;
+                            }
+                        }
+                        Flow::Hand => self.hand()?,
+                    }
+                }
+                Event::Keepalive { end, reply } => {
+                    self.replication.received = self.replication.received.max(end);
+                    self.capture.idle(end);
+                    asked |= reply;
+                    reached = self.capture.is_between() && point.is_some_and(|point| end >= point);
+                }
+                Event::Idle => {}
+            }
+            let received = self.replication.received;
+            self.shared.received.store(received.0, Ordering::Relaxed);
+            if reached && let Some(prepared) = prepared.take() {
+                self.hand()?;
+                self.round(prepared)?;
+                idle_since = Instant::now();
+                continue;
+            }
+            let drained = !self.replication.replication.is_ready();
+            if drained && self.capture.is_between() {
+                if self.capture.is_waiting() {
+                    self.hand()?;
+                    idle_since = Instant::now();
+                } else if self.capture.has_idle_position() && (asked || idle_since.elapsed() >= IDLE.min(self.heartbeat)) {
+                    self.hand()?;
+                    idle_since = Instant::now();
+                }
+            }
+            // Asking the clock for each row would cost more than the row.
+            if drained {
+                self.replication.tell(asked)?;
+                asked = false;
+            }
+        }
+    }
+
+    fn hand(&mut self) -> Result<()> {
+        let Some(captured) = self.capture.hand() else { return Ok(()) };
+        send(&self.out, captured, &mut self.replication)
+    }
+
+    fn round(&mut self, prepared: Prepared) -> Result<()> {
+        self.shared.reading.store(true, Ordering::Relaxed);
+        let tables: Vec<_> = self.capture.compiler.tables.iter().filter(|t| self.capture.compiler.wants(&t.schema, &t.name)).cloned().collect();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+        let round = Round {
+            compiler: &self.capture.compiler,
+            progress: &self.capture.progress,
+            target: &self.target,
+            stop: &self.shared.stop,
+            prepared,
+            now: Micros(now),
+        };
+        let out = &self.out;
+        let feedback = std::cell::RefCell::new(&mut self.replication);
+        let again = round.run(
+            &tables,
+            |captured| send(out, captured, &mut feedback.borrow_mut()),
+            || feedback.borrow_mut().tell(false),
+        );
+        self.shared.reading.store(false, Ordering::Relaxed);
+        if !again? {
+            self.shared.snapshot_done.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// Hands on; while there is no room the server goes on hearing from us.
+fn send(out: &Sender<Result<Captured>>, captured: Captured, feedback: &mut Feedback) -> Result<()> {
+    let mut waiting = Ok(captured);
+    loop {
+        match out.try_send(waiting) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(Error::retry("nobody takes what was captured")),
+            Err(TrySendError::Full(back)) => {
+                if feedback.shared.stop.load(Ordering::Relaxed) {
+                    return Err(Error::retry("stopped"));
+                }
+                waiting = back;
+                feedback.tell(false)?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
