@@ -1,2 +1,73 @@
-//! Being written.
-fn main() {}
+//! `highwater`: moves changes out of databases, and loses none.
+
+mod args;
+mod check;
+mod control;
+mod exit;
+mod init;
+mod layout;
+mod log;
+mod progress;
+mod run;
+mod sinks;
+mod status;
+mod tail;
+
+use clap::Parser;
+
+use crate::args::{Args, Command};
+use crate::exit::Exit;
+
+fn main() -> std::process::ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are answers, everything else is usage.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    log_to_stderr(&args);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .thread_name("highwater")
+        .enable_all()
+        .build()
+        .expect("an operating system that starts no threads runs nothing");
+    let exit = runtime.block_on(command(args));
+    // What still blocks (a name that resolves slowly) must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    exit.into()
+}
+
+async fn command(args: Args) -> Exit {
+    if let Command::Init { url } = &args.command {
+        return init::run(&args, url.as_deref());
+    }
+    let config = match config::Config::load(&args.config_file()) {
+        Ok(config) => config,
+        Err(faults) => return exit::faults(&faults),
+    };
+    match &args.command {
+        Command::Run { until_caught_up } => run::run(config, *until_caught_up).await,
+        Command::Check { sql } => check::run(config, args.json, *sql).await,
+        Command::Status => status::run(config, args.json).await,
+        Command::Tail(tail) => tail::run(&config, tail),
+        Command::Log { command } => log::run(&config, command, args.json),
+        Command::Init { .. } => Exit::Done,
+    }
+}
+
+fn log_to_stderr(args: &Args) {
+    use std::io::IsTerminal;
+    let filter = std::env::var("HIGHWATER_LOG").or_else(|_| std::env::var("RUST_LOG"));
+    let default = if matches!(args.command, Command::Run { .. }) { "info" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_new(filter.as_deref().unwrap_or(default))
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .with_env_filter(filter);
+    if args.json { builder.json().init() } else { builder.init() }
+}

@@ -84,7 +84,7 @@ impl Line {
 }
 
 /// Ends a connection from another thread: what waits in it fails.
-pub struct Closer(Socket);
+pub(crate) struct Closer(Socket);
 
 enum Socket {
     Tcp(TcpStream),
@@ -93,7 +93,7 @@ enum Socket {
 
 impl Closer {
     /// May be repeated.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         // An error means that it is closed already.
         let _ = match &self.0 {
             Socket::Tcp(socket) => socket.shutdown(Shutdown::Both),
@@ -103,7 +103,7 @@ impl Closer {
 }
 
 /// A session with a server.
-pub struct Connection {
+pub(crate) struct Connection {
     line: Line,
     buffer: Vec<u8>,
     start: usize,
@@ -120,7 +120,7 @@ pub(crate) fn is_tick(error: &io::Error) -> bool {
 
 impl Connection {
     /// Logs in; with `replication`, as a walsender of the database.
-    pub fn connect(target: &Target, replication: bool) -> Result<Self> {
+    pub(crate) fn connect(target: &Target, replication: bool) -> Result<Self> {
         let (mut line, closer) = match target.socket() {
             Some(path) => {
                 let socket = UnixStream::connect(path)?;
@@ -155,7 +155,7 @@ impl Connection {
     }
 
     /// A handle that ends it from another thread.
-    pub fn closer(&self) -> io::Result<Closer> {
+    pub(crate) fn closer(&self) -> io::Result<Closer> {
         Ok(Closer(match &self.closer {
             Socket::Tcp(socket) => Socket::Tcp(socket.try_clone()?),
             Socket::Unix(socket) => Socket::Unix(socket.try_clone()?),
@@ -163,7 +163,7 @@ impl Connection {
     }
 
     /// A parameter that the server reported, such as `server_version`.
-    pub fn parameter(&self, name: &str) -> Option<&str> {
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.get(name).map(String::as_str)
     }
 
@@ -350,7 +350,7 @@ impl Connection {
     }
 
     /// Runs statements; all their rows as text.
-    pub fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
+    pub(crate) fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
         let mut out = BytesMut::new();
         frontend::query(sql, &mut out)?;
         self.send(&out)?;
@@ -370,7 +370,7 @@ impl Connection {
     }
 
     /// Begins `COPY … TO STDOUT`; `copy_row` must be called until it gives None.
-    pub fn copy_out(&mut self, sql: &str) -> Result<()> {
+    pub(crate) fn copy_out(&mut self, sql: &str) -> Result<()> {
         let mut out = BytesMut::new();
         frontend::query(sql, &mut out)?;
         self.send(&out)?;
@@ -381,7 +381,7 @@ impl Connection {
     }
 
     /// The next piece of a COPY, in place; None when it is over.
-    pub fn copy_row(&mut self) -> Result<Option<&[u8]>> {
+    pub(crate) fn copy_row(&mut self) -> Result<Option<&[u8]>> {
         loop {
             match self.wait_long()? {
                 (b'd', body) => return Ok(Some(&self.buffer[body])),

@@ -7,18 +7,18 @@ use crate::replication::EPOCH_2000;
 /// Bytes that are no message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed pgoutput message: {what} at byte {at}")]
-pub struct Malformed {
+pub(crate) struct Malformed {
     /// What was expected.
-    pub what: &'static str,
+    pub(crate) what: &'static str,
     /// Where.
-    pub at: usize,
+    pub(crate) at: usize,
 }
 
 type Result<T, E = Malformed> = std::result::Result<T, E>;
 
 /// A message.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Message<'a> {
+pub(crate) enum Message<'a> {
     /// A transaction begins; these are its commit's.
     Begin {
         /// Where its commit record begins.
@@ -82,51 +82,51 @@ pub enum Message<'a> {
 
 /// A table as the stream describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relation {
+pub(crate) struct Relation {
     /// Its oid.
-    pub id: u32,
+    pub(crate) id: u32,
     /// Its schema.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// `d`, `n`, `f`, `i`.
-    pub identity: u8,
+    pub(crate) identity: u8,
     /// Those that are published.
-    pub columns: Vec<RelationColumn>,
+    pub(crate) columns: Vec<RelationColumn>,
 }
 
 /// A column of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RelationColumn {
+pub(crate) struct RelationColumn {
     /// Part of the replica identity.
-    pub key: bool,
+    pub(crate) key: bool,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its type's oid.
-    pub type_oid: u32,
+    pub(crate) type_oid: u32,
     /// Its type's modifier.
-    pub typmod: i32,
+    pub(crate) typmod: i32,
 }
 
 /// A row: columns in the relation's order.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tuple<'a> {
+pub(crate) struct Tuple<'a> {
     count: usize,
     body: &'a [u8],
 }
 
 /// What is told of the old row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OldTuple<'a> {
+pub(crate) struct OldTuple<'a> {
     /// The whole row; else only the columns of the replica identity are meant.
-    pub whole: bool,
+    pub(crate) whole: bool,
     /// The columns.
-    pub tuple: Tuple<'a>,
+    pub(crate) tuple: Tuple<'a>,
 }
 
 /// A column's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cell<'a> {
+pub(crate) enum Cell<'a> {
     /// NULL.
     Null,
     /// An unchanged TOAST value, not sent.
@@ -137,25 +137,20 @@ pub enum Cell<'a> {
 
 impl<'a> Tuple<'a> {
     /// Columns in it.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.count
-    }
-
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// The columns in order. The tuple was walked once: it is well-formed.
     #[inline]
-    pub fn cells(&self) -> Cells<'a> {
+    pub(crate) fn cells(&self) -> Cells<'a> {
         Cells { rest: self.body }
     }
 }
 
 /// Walks a tuple.
 #[derive(Clone, Debug)]
-pub struct Cells<'a> {
+pub(crate) struct Cells<'a> {
     rest: &'a [u8],
 }
 
@@ -257,7 +252,7 @@ impl<'a> Bytes<'a> {
 }
 
 /// Reads a message.
-pub fn decode(message: &[u8]) -> Result<Message<'_>> {
+pub(crate) fn decode(message: &[u8]) -> Result<Message<'_>> {
     let mut bytes = Bytes { all: message, at: 0 };
     Ok(match bytes.u8("message type")? {
         b'B' => {

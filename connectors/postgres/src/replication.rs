@@ -25,18 +25,18 @@ const LAGGING: u32 = 4;
 
 /// What IDENTIFY_SYSTEM tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SystemIdentity {
+pub(crate) struct SystemIdentity {
     /// Of the cluster, for ever.
-    pub system_identifier: String,
+    pub(crate) system_identifier: String,
     /// Grows with each promotion.
-    pub timeline: u32,
+    pub(crate) timeline: u32,
     /// Where the WAL is flushed to.
-    pub flushed: Lsn,
+    pub(crate) flushed: Lsn,
 }
 
 /// Something that came on the stream.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// WAL data for the output plugin's client.
     Data {
         /// Where the server's WAL ends.
@@ -56,26 +56,26 @@ pub enum Event<'a> {
 }
 
 /// A walsender's other end.
-pub struct Replication {
+pub(crate) struct Replication {
     connection: Connection,
     small_reads: u32,
     /// Reads from the socket so far.
-    pub reads: u64,
+    pub(crate) reads: u64,
 }
 
 impl Replication {
     /// Connects in replication mode.
-    pub fn connect(target: &Target) -> Result<Self> {
+    pub(crate) fn connect(target: &Target) -> Result<Self> {
         Ok(Self { connection: Connection::connect(target, true)?, small_reads: 0, reads: 0 })
     }
 
     /// A handle that ends it from another thread.
-    pub fn closer(&self) -> std::io::Result<Closer> {
+    pub(crate) fn closer(&self) -> std::io::Result<Closer> {
         self.connection.closer()
     }
 
     /// The server's version as a number: 170004 is 17.4.
-    pub fn server_version(&self) -> u32 {
+    pub(crate) fn server_version(&self) -> u32 {
         let text = self.connection.parameter("server_version").unwrap_or("0");
         let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
         let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -83,7 +83,7 @@ impl Replication {
     }
 
     /// Which server this is.
-    pub fn identify_system(&mut self) -> Result<SystemIdentity> {
+    pub(crate) fn identify_system(&mut self) -> Result<SystemIdentity> {
         let row = self.row("IDENTIFY_SYSTEM", 3)?;
         let bad = |what: &str| WireError::Protocol(format!("IDENTIFY_SYSTEM without {what}"));
         Ok(SystemIdentity {
@@ -95,7 +95,7 @@ impl Replication {
 
     /// A slot that goes with this connection, and its snapshot, which lives
     /// until the next command. Waits for transactions in progress.
-    pub fn temporary_slot(&mut self, name: &str) -> Result<(Lsn, String)> {
+    pub(crate) fn temporary_slot(&mut self, name: &str) -> Result<(Lsn, String)> {
         let sql = format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", quoted(name));
         let row = self.row(&sql, 3)?;
         let point = row[1].parse().map_err(|_| WireError::Protocol("slot without consistent point".into()))?;
@@ -103,7 +103,7 @@ impl Replication {
     }
 
     /// A slot that stays; its consistent point.
-    pub fn permanent_slot(&mut self, name: &str) -> Result<Lsn> {
+    pub(crate) fn permanent_slot(&mut self, name: &str) -> Result<Lsn> {
         let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT", quoted(name));
         let row = self.row(&sql, 2)?;
         row[1].parse().map_err(|_| WireError::Protocol("slot without consistent point".into()))
@@ -119,7 +119,7 @@ impl Replication {
     }
 
     /// Begins to stream from `from` on.
-    pub fn start(&mut self, slot: &str, from: Lsn, publications: &[String], protocol: u32) -> Result<()> {
+    pub(crate) fn start(&mut self, slot: &str, from: Lsn, publications: &[String], protocol: u32) -> Result<()> {
         let names: Vec<String> = publications.iter().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).collect();
         let mut sql = format!(
             "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '{protocol}', publication_names '{}'",
@@ -140,12 +140,12 @@ impl Replication {
     }
 
     /// Whether `poll` has something without reading.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.connection.is_ready()
     }
 
     /// The next event. Waits a tick at most.
-    pub fn poll(&mut self) -> Result<Event<'_>> {
+    pub(crate) fn poll(&mut self) -> Result<Event<'_>> {
         let body = loop {
             match self.connection.take()? {
                 Some((b'd', body)) => break body,
@@ -192,7 +192,7 @@ impl Replication {
 
     /// Standby status: what came, and what is safe. The server forgets what is
     /// below `flushed`.
-    pub fn send_status(&mut self, received: Lsn, flushed: Lsn) -> Result<()> {
+    pub(crate) fn send_status(&mut self, received: Lsn, flushed: Lsn) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
         let mut out = BytesMut::with_capacity(39);
         out.put_u8(b'd');
@@ -207,7 +207,7 @@ impl Replication {
     }
 
     /// Says that no more is wanted.
-    pub fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         let mut out = BytesMut::new();
         frontend::copy_done(&mut out);
         self.connection.send(&out)

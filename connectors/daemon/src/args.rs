@@ -1,0 +1,91 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+/// Moves changes out of databases, and loses none.
+#[derive(Debug, Parser)]
+#[command(name = "highwater", version, max_term_width = 100)]
+pub(crate) struct Args {
+    /// The configuration [default: highwater.toml, or $HIGHWATER_CONFIG]
+    #[arg(long, short, global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The daemon, in the foreground
+    Run {
+        /// Capture what was committed before now, deliver it to every sink, and end
+        #[arg(long)]
+        until_caught_up: bool,
+    },
+    /// Looks at configuration, sources and sinks; says what would fail and what mends it
+    Check {
+        /// Print only the SQL
+        #[arg(long)]
+        sql: bool,
+    },
+    /// What runs, how far it is, and why not
+    Status,
+    /// Events of a source as NDJSON
+    Tail(Tail),
+    /// Looks into the logs
+    Log {
+        #[command(subcommand)]
+        command: Log,
+    },
+    /// Writes an example configuration
+    Init {
+        /// postgres://… to begin with
+        url: Option<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Tail {
+    /// The source
+    pub(crate) source: String,
+    /// The last N events
+    #[arg(short = 'n', default_value_t = 10)]
+    pub(crate) count: usize,
+    /// Go on as events come
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// From here: `beginning`, an offset, or a time (2026-11-22T10:00:00Z)
+    #[arg(long)]
+    pub(crate) from: Option<String>,
+    /// Only these tables, as schema.table; may be repeated
+    #[arg(long)]
+    pub(crate) table: Vec<String>,
+    /// Marks too
+    #[arg(long)]
+    pub(crate) control: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Log {
+    /// Every frame's header
+    Inspect {
+        /// Only this source's
+        source: Option<String>,
+    },
+    /// Reads everything: CRCs, chain, borders
+    Check {
+        /// Only this source's
+        source: Option<String>,
+    },
+}
+
+impl Args {
+    pub(crate) fn config_file(&self) -> PathBuf {
+        let named = self.config.clone().or_else(|| std::env::var_os("HIGHWATER_CONFIG").map(PathBuf::from));
+        named.unwrap_or_else(|| "highwater.toml".into())
+    }
+}

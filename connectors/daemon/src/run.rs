@@ -1,0 +1,165 @@
+//! The daemon: one match over connectors, and everything wired.
+
+use std::sync::Arc;
+
+use config::{Config, Source};
+use connector::{Error, Result, Table, TableKind};
+use connector_postgres::PostgresSource;
+use connector_runtime::{Delivery, Ended, Pipeline, SchemaBook, SinkStatus, SourceStatus};
+use storage::{EventLog, Log, Options, Retain};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::exit::{Exit, failure, log_error};
+use crate::status::Live;
+use crate::{control, layout, progress, sinks, status};
+
+pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
+    let stop = CancellationToken::new();
+    tokio::spawn(signals(stop.clone()));
+    match daemon(config, until_caught_up, stop).await {
+        Ok(ended) if ended.superseded() => {
+            for (what, error) in &ended.failures {
+                failure(what, error);
+            }
+            Exit::Superseded
+        }
+        Ok(ended) if ended.failures.is_empty() => Exit::Done,
+        Ok(ended) => {
+            // The worst comes last, where a person looks first.
+            for (what, error) in ended.failures.iter().rev() {
+                failure(what, error);
+            }
+            Exit::Halted
+        }
+        Err(error) => {
+            failure("could not start", &error);
+            Exit::Halted
+        }
+    }
+}
+
+/// The first asks for a clean stop, the second ends at once.
+async fn signals(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    let mut next = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    next().await;
+    tracing::info!("stopping");
+    stop.cancel();
+    next().await;
+    std::process::exit(1);
+}
+
+async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) -> Result<Ended> {
+    std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+        Error::halt(format!("could not make the data folder {}", config.data_dir.display()))
+            .because(error)
+            .hint("check `data_dir`, and that this user may write there")
+    })?;
+    // The logs first: their locks say that no other daemon is here.
+    let mut logs = Vec::new();
+    for name in config.sources.keys() {
+        let folder = layout::log(&config, name);
+        let options = Options {
+            segment_bytes: config.log.segment_bytes,
+            retain: Retain { age: Some(config.log.retain_age), bytes: Some(config.log.retain_bytes) },
+            ..Options::default()
+        };
+        let opened = folder.clone();
+        let log = tokio::task::spawn_blocking(move || Log::open(opened, options)).await;
+        let log = log.map_err(|error| Error::halt("could not open the log").because(error))?;
+        let (log, recovered) = log.map_err(|error| log_error(&folder, error))?;
+        tracing::info!(source = name, log = %log.id(), epoch = log.epoch().0, offset = log.high_water().0, cut_bytes = recovered.cut_bytes, "log open");
+        logs.push((name.clone(), log));
+    }
+    let folder = layout::registry(&config);
+    let registry = schema_registry::Store::open(&folder).map_err(|error| {
+        Error::halt(format!("could not open the registry in {}", folder.display())).because(error)
+    })?;
+    let registry = Arc::new(registry);
+
+    let mut pipelines = JoinSet::new();
+    let mut lives = Vec::new();
+    for (name, log) in &logs {
+        let Source::Postgres(source_config) = &config.sources[name];
+        let schemas = Arc::new(SchemaBook::open(log.clone(), registry.clone(), Handle::current())?);
+        let source = PostgresSource::new(name, Arc::new((**source_config).clone()), schemas)?;
+        let mut deliveries = Vec::new();
+        let mut live = Live {
+            name: name.clone(),
+            slot: source_config.slot.clone(),
+            log: log.clone(),
+            status: SourceStatus::default(),
+            watch: source.watch(),
+            sinks: Vec::new(),
+        };
+        for (sink_name, sink) in config.sinks.iter().filter(|(_, sink)| sink.from.contains(name)) {
+            let status = SinkStatus::default();
+            live.sinks.push((sink_name.clone(), status.clone()));
+            let (tables, narrowed) = (sink.tables.clone(), sink.narrowed);
+            deliveries.push(Delivery {
+                name: sink_name.clone(),
+                sink: sinks::open(sink_name, name, sink, layout::staging(&config, sink_name, name))?,
+                selection: Arc::new(move |table: &Table| match table.kind {
+                    TableKind::Table => tables.matches(&format!("{}.{}", table.schema, table.name)),
+                    TableKind::Messages => !narrowed,
+                }),
+                age: sink.store.cut_age,
+                status,
+            });
+        }
+        tokio::spawn(progress::show(name.clone(), source.watch(), stop.clone()));
+        let pipeline = Pipeline {
+            name: name.clone(),
+            source,
+            log: log.clone(),
+            deliveries,
+            status: live.status.clone(),
+            until_caught_up,
+        };
+        lives.push(live);
+        let stop = stop.clone();
+        pipelines.spawn(async move { pipeline.run(&stop).await });
+    }
+    let socket = layout::socket(&config);
+    let serving = CancellationToken::new();
+    let server = tokio::spawn({
+        let serving = serving.clone();
+        async move { control::serve(&socket, move || status::live(&lives), serving).await }
+    });
+
+    let mut ended = Ended::default();
+    while let Some(pipeline) = pipelines.join_next().await {
+        match pipeline {
+            Ok(pipeline) => {
+                let failed = !pipeline.failures.is_empty();
+                ended.failures.extend(pipeline.failures);
+                if failed {
+                    stop.cancel();
+                }
+            }
+            Err(error) => {
+                ended.failures.push(("a pipeline".into(), Error::halt("it panicked").because(error)));
+                stop.cancel();
+            }
+        }
+    }
+    stop.cancel();
+    serving.cancel();
+    let _ = server.await;
+    for (_, log) in &logs {
+        log.close().await;
+    }
+    registry.close().await;
+    Ok(ended)
+}

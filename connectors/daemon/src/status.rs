@@ -1,0 +1,175 @@
+//! What runs, how far it is, and why not.
+
+use config::Config;
+use connector_postgres::{Lsn, Watch};
+use connector_runtime::{SinkStatus, SourceStatus};
+use serde_json::{Value, json};
+use storage::outside::LogFiles;
+use storage::{EventLog, Log};
+
+use crate::control;
+use crate::exit::{Exit, failure, log_error};
+use crate::layout;
+use crate::tail::position_text;
+
+/// A source that runs, with its sinks.
+pub(crate) struct Live {
+    pub(crate) name: String,
+    pub(crate) slot: String,
+    pub(crate) log: Log,
+    pub(crate) status: SourceStatus,
+    pub(crate) watch: Watch,
+    pub(crate) sinks: Vec<(String, SinkStatus)>,
+}
+
+/// The status of a running daemon.
+pub(crate) fn live(pieces: &[Live]) -> Value {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+    let seconds_since = |time: i64| if time <= 0 { 0.0 } else { (now - time).max(0) as f64 / 1e6 };
+    let mut sources = Vec::new();
+    let mut sinks = Vec::new();
+    for live in pieces {
+        let state = live.status.get();
+        let (received, durable) = live.watch.positions();
+        let lag = received.0.saturating_sub(durable.0);
+        let (high_water, event_time) = (live.log.high_water().0, live.log.event_time().0);
+        let reading = live.watch.is_reading();
+        sources.push(json!({
+            "name": live.name,
+            "type": "postgres",
+            "health": state.health,
+            "doing": if reading { "snapshot" } else { "streaming" },
+            "slot": live.slot,
+            "position": durable.to_string(),
+            "received": received.to_string(),
+            "lag_bytes": lag,
+            "lag_seconds": if lag == 0 { 0.0 } else { seconds_since(event_time) },
+            "events": state.events,
+            "problem": state.problem,
+            "tables": live.watch.tables(),
+            "log": {
+                "id": live.log.id(), "epoch": live.log.epoch(), "start": live.log.start(), "end": high_water,
+                "stats": live.log.stats(),
+            },
+        }));
+        for (name, status) in &live.sinks {
+            let state = status.get();
+            let backlog = state.checkpoint.map(|checkpoint| high_water.saturating_sub(checkpoint));
+            let behind = backlog.is_none_or(|backlog| backlog > 0);
+            sinks.push(json!({
+                "name": name,
+                "source": live.name,
+                "type": "object-store",
+                "health": state.health,
+                "checkpoint": state.checkpoint,
+                "backlog_events": backlog,
+                "lag_seconds": if behind { seconds_since(state.event_time.unwrap_or(event_time)) } else { 0.0 },
+                "events": state.events,
+                "steps": state.steps,
+                "problem": state.problem,
+            }));
+        }
+    }
+    json!({"running": true, "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "sources": sources, "sinks": sinks})
+}
+
+/// What a stopped daemon's files tell.
+fn stopped(config: &Config) -> connector::Result<Value> {
+    let mut sources = Vec::new();
+    let mut sinks = Vec::new();
+    for name in config.sources.keys() {
+        let folder = layout::log(config, name);
+        if !folder.exists() {
+            sources.push(json!({"name": name, "type": "postgres", "health": "stopped", "position": null, "log": null}));
+            continue;
+        }
+        let standing = LogFiles::open(&folder).and_then(|log| log.standing());
+        let Some(standing) = standing.map_err(|error| log_error(&folder, error))? else { continue };
+        sources.push(json!({
+            "name": name,
+            "type": "postgres",
+            "health": "stopped",
+            "position": standing.position.as_ref().map(|p| position_text(p.as_bytes())),
+            "log": {"id": standing.id, "epoch": standing.epoch, "start": standing.start, "end": standing.end},
+        }));
+        for (key, value) in standing.state.prefix(b"sink/") {
+            let checkpoint: Option<u64> = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+            sinks.push(json!({
+                "name": String::from_utf8_lossy(&key[5..]),
+                "source": name,
+                "type": "object-store",
+                "health": "stopped",
+                "checkpoint": checkpoint,
+                "backlog_events": checkpoint.map(|c| standing.end.0.saturating_sub(c)),
+            }));
+        }
+    }
+    Ok(json!({"running": false, "sources": sources, "sinks": sinks}))
+}
+
+pub(crate) async fn run(config: Config, as_json: bool) -> Exit {
+    let status = match control::ask(&layout::socket(&config), "status").await {
+        Some(status) => status,
+        None => match stopped(&config) {
+            Ok(status) => status,
+            Err(error) => {
+                failure("status", &error);
+                return Exit::Halted;
+            }
+        },
+    };
+    if as_json {
+        println!("{status}");
+    } else {
+        print(&status);
+    }
+    Exit::Done
+}
+
+fn print(status: &Value) {
+    println!("{}", if status["running"] == true { format!("running, process {}", status["pid"]) } else { "not running".into() });
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    for source in status["sources"].as_array().into_iter().flatten() {
+        println!(
+            "source {:<16} {:<9} position {} lag {} bytes, {} s; log {} to {}",
+            text(&source["name"]),
+            text(&source["health"]),
+            text(&source["position"]),
+            source["lag_bytes"],
+            source["lag_seconds"],
+            source["log"]["start"],
+            source["log"]["end"]
+        );
+        problem(&source["problem"]);
+        for table in source["tables"].as_array().into_iter().flatten().filter(|table| table["finished"] == false) {
+            println!("       reading {} {}/{} chunks, {} rows", text(&table["stream"]), table["chunks"], table["total"], table["rows"]);
+        }
+    }
+    for sink in status["sinks"].as_array().into_iter().flatten() {
+        println!(
+            "sink   {:<16} {:<9} of {}: checkpoint {} backlog {} events, {} s",
+            text(&sink["name"]),
+            text(&sink["health"]),
+            text(&sink["source"]),
+            sink["checkpoint"],
+            sink["backlog_events"],
+            sink["lag_seconds"]
+        );
+        problem(&sink["problem"]);
+    }
+}
+
+fn problem(problem: &Value) {
+    if let Some(error) = problem["error"].as_str() {
+        println!("       error: {error}");
+        if let Some(remedy) = problem["remedy"].as_str() {
+            println!("       what to do: {remedy}");
+        }
+    }
+}
+
+/// Where a source's log stands, for `check`.
+pub(crate) fn durable(config: &Config, source: &str) -> Option<Lsn> {
+    let standing = LogFiles::open(layout::log(config, source)).ok()?.standing().ok()??;
+    Lsn::from_bytes(standing.position?.as_bytes())
+}

@@ -1,0 +1,238 @@
+//! Manifests: numbered objects, each made by put-if-absent; the highest counts.
+
+use std::sync::Arc;
+
+use connector::{Error, Result};
+use futures_util::TryStreamExt;
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use serde::{Deserialize, Serialize};
+use storage::{Epoch, LogId};
+
+use crate::error::failed;
+
+/// How many superseded ones are left for people to look at.
+const KEPT: u64 = 16;
+
+/// What a manifest says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) version: u32,
+    pub(crate) number: u64,
+    pub(crate) log: LogId,
+    pub(crate) sink: String,
+    pub(crate) epoch: Epoch,
+    /// Of the process that wrote it: tells its own lost answer.
+    pub(crate) writer: String,
+    /// The first offset that is not here yet; None: nothing was.
+    pub(crate) next_offset: Option<u64>,
+    /// Where the source stood there.
+    pub(crate) position: Option<String>,
+    /// Commit time up to which all is here, in microseconds.
+    pub(crate) event_time: Option<i64>,
+    /// A step that may be half done.
+    pub(crate) announced: Option<Announced>,
+}
+
+/// A step, as it will be whoever does it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Announced {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) format: String,
+    pub(crate) meta_prefix: String,
+    pub(crate) before: bool,
+    /// In the order in which they go up.
+    pub(crate) files: Vec<File>,
+}
+
+/// A file of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct File {
+    pub(crate) stream: String,
+    pub(crate) path: String,
+    pub(crate) first: u64,
+    pub(crate) end: u64,
+    pub(crate) rows: u64,
+}
+
+/// A sink's manifests.
+pub(crate) struct Manifests {
+    store: Arc<dyn ObjectStore>,
+    folder: String,
+    pub(crate) current: Manifest,
+}
+
+impl Manifests {
+    /// Takes over what there is: the next manifest carries our epoch.
+    pub(crate) async fn take_over(
+        store: Arc<dyn ObjectStore>,
+        sink: &str,
+        log: LogId,
+        epoch: Epoch,
+        writer: &str,
+    ) -> Result<Self> {
+        let folder = format!("_highwater/sinks/{sink}");
+        loop {
+            let found = highest(&*store, &folder).await?;
+            let next = match found {
+                None => Manifest {
+                    version: 1,
+                    number: 1,
+                    log,
+                    sink: sink.into(),
+                    epoch,
+                    writer: writer.into(),
+                    next_offset: None,
+                    position: None,
+                    event_time: None,
+                    announced: None,
+                },
+                Some(found) => {
+                    if found.log != log {
+                        return Err(Error::halt(format!(
+                            "sink {sink:?} holds the changes of log {}, and this is log {log}: going on would mix both",
+                            found.log
+                        ))
+                        .hint(
+                            "put back the data folder that the sink was filled from; or point the sink at an empty \
+                             destination, and it is filled from this log's beginning",
+                        ));
+                    }
+                    if found.epoch > epoch || (found.epoch == epoch && found.writer != writer) {
+                        return Err(superseded(sink, &found));
+                    }
+                    Manifest { number: found.number + 1, epoch, writer: writer.into(), ..found }
+                }
+            };
+            let mut manifests = Self { store: store.clone(), folder: folder.clone(), current: next.clone() };
+            match manifests.put(&next).await? {
+                Put::Done => {
+                    manifests.current = next;
+                    manifests.clear_old().await;
+                    return Ok(manifests);
+                }
+                // Another was faster: what it wrote decides.
+                Put::Lost(_) => {}
+            }
+        }
+    }
+
+    /// Makes the next manifest. Another writer's in its place ends this one.
+    pub(crate) async fn advance(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
+        let mut next = self.current.clone();
+        next.number += 1;
+        change(&mut next);
+        match self.put(&next).await? {
+            Put::Done => {
+                self.current = next;
+                if self.current.number % KEPT == 0 {
+                    self.clear_old().await;
+                }
+                Ok(())
+            }
+            Put::Lost(other) => Err(superseded(&self.current.sink, &other)),
+        }
+    }
+
+    async fn put(&self, manifest: &Manifest) -> Result<Put> {
+        let path = path(&self.folder, manifest.number)?;
+        let body = serde_json::to_vec_pretty(manifest).expect("a manifest serialises");
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let attempt = || format!("could not write manifest {path}");
+        match self.store.put_opts(&path, body.into(), options).await {
+            Ok(_) => Ok(Put::Done),
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
+                let found = read(&*self.store, &path).await?;
+                // Our own, of which the answer was lost.
+                Ok(if found == *manifest { Put::Done } else { Put::Lost(Box::new(found)) })
+            }
+            // The outcome is unknown until it is read: if it is there it counts.
+            Err(error) => match read(&*self.store, &path).await {
+                Ok(found) if found == *manifest => Ok(Put::Done),
+                Ok(found) => Ok(Put::Lost(Box::new(found))),
+                Err(_) => Err(failed(error, attempt())),
+            },
+        }
+    }
+
+    /// Best effort: what stays is only longer to list.
+    async fn clear_old(&self) {
+        let Ok(numbers) = numbers(&*self.store, &self.folder).await else { return };
+        for number in numbers.into_iter().filter(|n| n + KEPT < self.current.number) {
+            if let Ok(path) = path(&self.folder, number) {
+                let _ = self.store.delete(&path).await;
+            }
+        }
+    }
+}
+
+enum Put {
+    Done,
+    Lost(Box<Manifest>),
+}
+
+fn superseded(sink: &str, other: &Manifest) -> Error {
+    Error::superseded(format!("another daemon, of epoch {}, has taken over sink {sink:?}", other.epoch.0))
+        .hint("this one must not be started again while the other runs")
+}
+
+fn path(folder: &str, number: u64) -> Result<Path> {
+    let text = format!("{folder}/{number:020}.json");
+    Path::parse(&text).map_err(|error| Error::halt(format!("{text:?} is no path")).because(error))
+}
+
+async fn numbers(store: &dyn ObjectStore, folder: &str) -> Result<Vec<u64>> {
+    let prefix = Path::parse(folder).map_err(|error| Error::halt(format!("{folder:?} is no path")).because(error))?;
+    let listed: Result<Vec<_>, _> = store.list(Some(&prefix)).try_collect().await;
+    let listed = listed.map_err(|error| failed(error, format!("could not list {prefix}")))?;
+    let number = |path: &Path| path.filename()?.strip_suffix(".json")?.parse().ok();
+    Ok(listed.iter().filter_map(|meta| number(&meta.location)).collect())
+}
+
+async fn highest(store: &dyn ObjectStore, folder: &str) -> Result<Option<Manifest>> {
+    match numbers(store, folder).await?.into_iter().max() {
+        None => Ok(None),
+        Some(number) => read(store, &path(folder, number)?).await.map(Some),
+    }
+}
+
+async fn read(store: &dyn ObjectStore, path: &Path) -> Result<Manifest> {
+    let attempt = || format!("could not read manifest {path}");
+    let body = async { store.get(path).await?.bytes().await }.await;
+    let body = body.map_err(|error| failed(error, attempt()))?;
+    serde_json::from_slice(&body)
+        .map_err(|error| Error::halt(attempt()).because(error).hint("it may be of a later version of Highwater"))
+}
+
+/// Whose a stream's folder is.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Claim {
+    log: LogId,
+    sink: String,
+}
+
+/// Claims a stream's folder for one (log, sink), for ever.
+pub(crate) async fn claim(store: &dyn ObjectStore, stream: &str, log: LogId, sink: &str) -> Result<()> {
+    let text = format!("_highwater/streams/{stream}.json");
+    let path = Path::parse(&text).map_err(|error| Error::halt(format!("{text:?} is no path")).because(error))?;
+    let ours = Claim { log, sink: sink.into() };
+    let body = serde_json::to_vec(&ours).expect("a claim serialises");
+    let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+    match store.put_opts(&path, body.into(), options).await {
+        Ok(_) => return Ok(()),
+        Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {}
+        Err(error) => return Err(failed(error, format!("could not claim stream {stream}"))),
+    }
+    let body = async { store.get(&path).await?.bytes().await }.await;
+    let body = body.map_err(|error| failed(error, format!("could not read whose stream {stream} is")))?;
+    match serde_json::from_slice::<Claim>(&body) {
+        Ok(theirs) if theirs == ours => Ok(()),
+        Ok(theirs) => Err(Error::halt(format!(
+            "folder {stream} belongs to sink {:?} of log {}, this is sink {sink:?} of log {log}",
+            theirs.sink, theirs.log
+        ))
+        .hint("point the sink at a destination of its own")),
+        Err(error) => Err(Error::halt(format!("{path} cannot be read")).because(error)),
+    }
+}
