@@ -191,8 +191,8 @@ impl Replication {
     }
 
     /// Standby status: what came, and what is safe. The server forgets what is
-    /// below `flushed`.
-    pub(crate) fn send_status(&mut self, received: Lsn, flushed: Lsn) -> Result<()> {
+    /// below `flushed`. With `answer` it says at once how far it is.
+    pub(crate) fn send_status(&mut self, received: Lsn, flushed: Lsn, answer: bool) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
         let mut out = BytesMut::with_capacity(39);
         out.put_u8(b'd');
@@ -202,7 +202,7 @@ impl Replication {
             out.put_u64(lsn.0);
         }
         out.put_i64(now - EPOCH_2000);
-        out.put_u8(0);
+        out.put_u8(u8::from(answer));
         self.connection.send(&out)
     }
 

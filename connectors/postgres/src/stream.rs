@@ -70,14 +70,20 @@ impl Feedback {
 
     /// Tells the server what is durable, if it is time or there is news.
     fn tell(&mut self, now: bool) -> Result<()> {
+        self.tell_and(now, false)
+    }
+
+    /// With `ask`, has the server say soon how far it is: an idle one would
+    /// take seconds.
+    fn tell_and(&mut self, now: bool, ask: bool) -> Result<()> {
         let durable = self.shared.durable();
         let waited = self.last.elapsed();
-        let news = durable > self.told && waited >= STATUS / 10;
+        let news = (ask || durable > self.told) && waited >= STATUS / 20;
         if now || news || waited >= STATUS {
             if durable > self.told {
                 fault::point("before-feedback");
             }
-            let sent = self.replication.send_status(self.received.max(durable), durable);
+            let sent = self.replication.send_status(self.received.max(durable), durable, ask);
             sent.map_err(|error| error.during("could not acknowledge to the server"))?;
             self.told = durable;
             self.last = Instant::now();
@@ -174,7 +180,7 @@ impl<S: Schemas> Stream<S> {
             }
             // Asking the clock for each row would cost more than the row.
             if drained {
-                self.replication.tell(asked)?;
+                self.replication.tell_and(asked, point.is_some())?;
                 asked = false;
             }
         }
