@@ -1,9 +1,9 @@
-//! Named instants at which a test kills the process. Nothing at all unless the
-//! feature `fault-points` is on, which no release build has.
+//! Named instants at which a test kills the process. There are none in a
+//! release build: only where debug assertions are on.
 
 /// Ends the process as SIGKILL would if `HIGHWATER_FAULT` names this point:
 /// `point`, or `point:n` for its n-th passing.
-#[cfg(feature = "fault-points")]
+#[cfg(debug_assertions)]
 pub fn point(name: &str) {
     use std::io::Write;
     use std::sync::OnceLock;
@@ -27,6 +27,6 @@ pub fn point(name: &str) {
 }
 
 /// Nothing.
-#[cfg(not(feature = "fault-points"))]
+#[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn point(_name: &str) {}
