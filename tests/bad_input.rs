@@ -80,10 +80,9 @@ async fn a_gap_is_named_and_stops_the_daemon() {
     let config = to_folder(&postgres, &folder.join("lake"), "300ms");
     Daemon::new(&folder, &config).catch_up();
     let slot = format!("hw_{}", postgres.database);
-    client
-        .batch_execute(&format!("INSERT INTO t VALUES (1); SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())"))
-        .await
-        .unwrap();
+    client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    let advance = format!("SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())");
+    client.batch_execute(&advance).await.unwrap();
     let (code, stderr) = run(&folder, &config);
     assert_eq!(code, Some(1));
     says(&stderr, &["are missing", "moved on", "what to do"]);
@@ -106,13 +105,16 @@ async fn a_gap_is_named_and_stops_the_daemon() {
 async fn a_second_daemon_is_refused_and_a_corrupt_log_is_told_by_its_offset() {
     let postgres = Postgres::new(17).await;
     let client = postgres.client().await;
-    client.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)")
+        .await
+        .unwrap();
     postgres.publish("highwater_shop", "t").await;
     let folder = folder("second");
     let config = to_folder(&postgres, &folder.join("lake"), "300ms");
     let mut first = Daemon::new(&folder, &config);
     first.start(&["run"], None);
-    crate::spine::slot_is_there(&postgres).await;
+    crate::spine::capturing(&first).await;
     let (code, stderr) = run(&folder, &config);
     assert_eq!(code, Some(1));
     says(&stderr, &["in use by another daemon", "what to do"]);
@@ -158,7 +160,10 @@ async fn a_destination_of_another_log_is_refused() {
 #[test]
 fn a_configuration_with_faults_ends_with_2_and_tells_them_all() {
     let folder = folder("faults");
-    let daemon = Daemon::new(&folder, "[sources.shop]\ntyp = \"postgres\"\nurl = \"postgres://u@db.example/x\"\npassword = \"sesame\"\n");
+    let daemon = Daemon::new(
+        &folder,
+        "[sources.shop]\ntyp = \"postgres\"\nurl = \"postgres://u@db.example/x\"\npassword = \"sesame\"\n",
+    );
     let (code, _, stderr) = daemon.run(&["run"]);
     assert_eq!(code, 2);
     says(&stderr, &["highwater.toml:2: sources.shop.typ: is not a setting", "did you mean `type`", "highwater.toml:4"]);

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use highwater_tests::{Daemon, Postgres, Truth, Workload, folder};
+use highwater_tests::{Daemon, Postgres, Truth, Workload, folder, until};
 
-use crate::spine::{all_is_there, local, slot_is_there, to_folder};
+use crate::spine::{all_is_there, capturing, local, to_folder};
 
 /// Every instant that the daemon can be told to die at.
 const POINTS: [&str; 9] = [
@@ -26,13 +26,15 @@ async fn every_change_lands_once_whatever_instant_the_daemon_is_killed_at() {
     let postgres = Postgres::new(17).await;
     Workload::prepare(&postgres, 60_000).await;
     // More chunks to be killed between.
-    postgres.client().await.batch_execute("ALTER TABLE orders SET (fillfactor = 20); VACUUM FULL orders").await.unwrap();
-    Truth::watch(&postgres.client().await, "truth").await;
+    for sql in ["ALTER TABLE orders SET (fillfactor = 20)", "VACUUM FULL orders"] {
+        postgres.client().await.batch_execute(sql).await.unwrap();
+    }
+    Truth::watch(&postgres).await;
     let folder = folder("kills");
     let lake = folder.join("lake");
     let mut daemon = Daemon::new(&folder, &to_folder(&postgres, &lake, "150ms"));
     daemon.start(&["run"], None);
-    slot_is_there(&postgres).await;
+    capturing(&daemon).await;
     daemon.kill();
 
     let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
@@ -76,11 +78,15 @@ async fn a_zombie_ends_with_4_and_writes_nothing_that_counts() {
     let lake = home.join("lake");
     let config = to_folder(&postgres, &lake, "200ms");
     let mut first = Daemon::new(&home, &config);
-    first.start(&["run"], None);
-    slot_is_there(&postgres).await;
+    // Stopped in the middle of a step: announced, and not a byte uploaded.
+    first.start(&["run"], Some("announced:1:STOP"));
+    capturing(&first).await;
     client.batch_execute("INSERT INTO t SELECT i, 'x' FROM generate_series(1, 20000) i").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(250)).await;
-    first.signal("STOP");
+    until(30, "the first stands still in its step", || {
+        let stopped = first.is_stopped();
+        async move { stopped }
+    })
+    .await;
     // Its server lets go of the slot, as it would after wal_sender_timeout.
     client.batch_execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active AND database = current_database()").await.unwrap();
     let other = folder("zombie-heir");
@@ -88,11 +94,11 @@ async fn a_zombie_ends_with_4_and_writes_nothing_that_counts() {
     let _ = std::fs::remove_file(other.join("highwater-data/control.sock"));
     let mut second = Daemon::new(&other, &config);
     second.start(&["run"], None);
-    slot_is_there(&postgres).await;
+    capturing(&second).await;
     client.batch_execute("INSERT INTO t SELECT i, 'y' FROM generate_series(20001, 30000) i").await.unwrap();
     // The heir has taken over when something of its own is there.
     let store = local(&lake);
-    highwater_tests::until(30, "the heir delivers", || {
+    until(30, "the heir delivers", || {
         let store = store.clone();
         async move { highwater_tests::landed(&store, "shop.public.t").await.len() >= 30_000 }
     })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use highwater_tests::{Daemon, Postgres, S3, folder, landed, until};
 
-use crate::spine::slot_is_there;
+use crate::spine::capturing;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slot_goes_on_while_the_store_is_down_and_delivery_resumes_by_itself() {
@@ -25,10 +25,12 @@ async fn the_slot_goes_on_while_the_store_is_down_and_delivery_resumes_by_itself
     );
     let mut daemon = Daemon::new(&folder, &config);
     daemon.start(&["run"], None);
-    slot_is_there(&postgres).await;
+    capturing(&daemon).await;
     for i in 0..20 {
         client
-            .batch_execute(&format!("INSERT INTO t SELECT {i} * 10000 + g, repeat('x', 200) FROM generate_series(1, 10000) g"))
+            .batch_execute(&format!(
+                "INSERT INTO t SELECT {i} * 10000 + g, repeat('x', 200) FROM generate_series(1, 10000) g"
+            ))
             .await
             .unwrap();
     }

@@ -24,14 +24,11 @@ pub(crate) fn local(lake: &std::path::Path) -> Arc<dyn ObjectStore> {
     Arc::new(LocalFileSystem::new_with_prefix(lake).unwrap())
 }
 
-pub(crate) async fn slot_is_there(postgres: &Postgres) {
-    let client = Arc::new(postgres.client().await);
-    until(20, "the daemon has made its slot", || {
-        let client = client.clone();
-        async move {
-            let sql = "SELECT count(*) FROM pg_replication_slots WHERE plugin = 'pgoutput' AND NOT temporary AND active AND database = current_database()";
-            client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
-        }
+/// The daemon streams: its slot is made, and what is committed from here on is captured.
+pub(crate) async fn capturing(daemon: &Daemon) {
+    until(30, "the daemon captures", || {
+        let running = daemon.status()["sources"][0]["health"] == "running";
+        async move { running }
     })
     .await;
 }
@@ -44,7 +41,7 @@ pub(crate) async fn all_is_there(postgres: &Postgres, store: &Arc<dyn ObjectStor
         let stream = format!("shop.{part}");
         let events = landed(store, &stream).await;
         total += events.len();
-        compare(&stream, &Truth::of(&client, "truth", name).await, &events);
+        compare(&stream, &Truth::of(postgres, name).await, &events);
         if sql != "nokey" {
             final_state(&client, sql, &events).await;
         }
@@ -55,12 +52,12 @@ pub(crate) async fn all_is_there(postgres: &Postgres, store: &Arc<dyn ObjectStor
 async fn snapshot_and_stream(version: u32) {
     let postgres = Postgres::new(version).await;
     Workload::prepare(&postgres, 20_000).await;
-    Truth::watch(&postgres.client().await, "truth").await;
+    Truth::watch(&postgres).await;
     let folder = folder(&format!("spine-{version}"));
     let lake = folder.join("lake");
     let mut daemon = Daemon::new(&folder, &to_folder(&postgres, &lake, "300ms"));
     daemon.start(&["run"], None);
-    slot_is_there(&postgres).await;
+    capturing(&daemon).await;
     let workload = Workload::start(&postgres, 4, u64::from(version)).await;
     until(60, "a thousand transactions", || {
         let committed = workload.committed.load(std::sync::atomic::Ordering::Relaxed);
@@ -97,7 +94,10 @@ async fn what_is_written_while_tables_are_read_lands_once_and_in_order_from_18()
 async fn a_schema_that_changes_in_mid_stream_is_another_schema_from_its_first_row_on() {
     let postgres = Postgres::new(17).await;
     let client = postgres.client().await;
-    client.batch_execute("CREATE TABLE t (id bigint PRIMARY KEY, a int, b text); INSERT INTO t VALUES (1, 1, 'one')").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE t (id bigint PRIMARY KEY, a int, b text); INSERT INTO t VALUES (1, 1, 'one')")
+        .await
+        .unwrap();
     postgres.publish("highwater_shop", "t").await;
     let folder = folder("ddl");
     let lake = folder.join("lake");
@@ -152,15 +152,21 @@ async fn tail_prints_the_lines_of_the_contract() {
     client
         .batch_execute(
             "UPDATE orders SET status = 'paid'; UPDATE orders SET id = 43; DELETE FROM orders; TRUNCATE orders;
-             SELECT pg_logical_emit_message(true, 'app', 'hello'), pg_logical_emit_message(false, 'app', '\\xff'::bytea)",
+             SELECT pg_logical_emit_message(true, 'app', 'hello')",
         )
         .await
         .unwrap();
+    client.batch_execute("SELECT pg_logical_emit_message(false, 'app', '\\xff'::bytea)").await.unwrap();
     daemon.catch_up();
     let events = daemon.tail("shop", &["--control"]);
     let line = |i: usize| {
         let event = &events[i];
-        (event["op"].as_str().unwrap(), event["key"].to_string(), event["old_key"].to_string(), event["absent"].to_string())
+        (
+            event["op"].as_str().unwrap(),
+            event["key"].to_string(),
+            event["old_key"].to_string(),
+            event["absent"].to_string(),
+        )
     };
     assert_eq!(line(0).0, "snapshot_begin");
     assert_eq!(line(1).0, "read");
@@ -183,7 +189,12 @@ async fn tail_prints_the_lines_of_the_contract() {
 async fn a_table_without_identity_is_captured_by_its_inserts_and_its_updates_go_on() {
     let postgres = Postgres::new(17).await;
     let client = postgres.client().await;
-    client.batch_execute("CREATE TABLE plain (a int); CREATE TABLE keyed (id int PRIMARY KEY); INSERT INTO plain VALUES (1)").await.unwrap();
+    client
+        .batch_execute(
+            "CREATE TABLE plain (a int); CREATE TABLE keyed (id int PRIMARY KEY); INSERT INTO plain VALUES (1)",
+        )
+        .await
+        .unwrap();
     client.batch_execute(&format!("GRANT CREATE ON DATABASE {} TO highwater; ALTER TABLE plain OWNER TO highwater; ALTER TABLE keyed OWNER TO highwater", postgres.database)).await.unwrap();
     let folder = folder("plain");
     let mut daemon = Daemon::new(&folder, &to_folder(&postgres, &folder.join("lake"), "300ms"));
@@ -191,8 +202,12 @@ async fn a_table_without_identity_is_captured_by_its_inserts_and_its_updates_go_
     let ended = daemon.wait(Duration::from_secs(60));
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains("no replica identity"), "{}", ended.stderr);
-    client.batch_execute("UPDATE plain SET a = 2; INSERT INTO plain VALUES (3); TRUNCATE plain").await.expect("the primary is never at risk");
+    client
+        .batch_execute("UPDATE plain SET a = 2; INSERT INTO plain VALUES (3); TRUNCATE plain")
+        .await
+        .expect("the primary is never at risk");
     daemon.catch_up();
-    let ops: Vec<String> = daemon.tail("shop", &[]).iter().map(|event| event["op"].as_str().unwrap().to_owned()).collect();
+    let ops: Vec<String> =
+        daemon.tail("shop", &[]).iter().map(|event| event["op"].as_str().unwrap().to_owned()).collect();
     assert_eq!(ops, ["read", "insert", "truncate"]);
 }

@@ -112,7 +112,10 @@ async fn values(version: u32) {
     let of = |id: i64| events.iter().find(|event| event["after"]["id"] == id).unwrap()["after"].clone();
     let (read, streamed, nulls) = (of(1), of(3), of(2));
     assert_eq!(of(4).as_object().unwrap().values().filter(|v| v.is_null()).count(), values.len());
-    client.batch_execute("SET DateStyle = ISO; SET IntervalStyle = iso_8601; SET TimeZone = UTC; SET bytea_output = hex").await.unwrap();
+    client
+        .batch_execute("SET DateStyle = ISO; SET IntervalStyle = iso_8601; SET TimeZone = UTC; SET bytea_output = hex")
+        .await
+        .unwrap();
     for (i, (ty, literal, expected)) in values.iter().enumerate() {
         let name = format!("c{i}");
         assert_eq!(read[&name], streamed[&name], "{ty} {literal}: snapshot and stream");
@@ -148,7 +151,10 @@ async fn the_snapshot_the_stream_and_the_source_agree_on_every_value_of_18() {
 async fn a_value_its_type_cannot_hold_stops_with_the_setting_that_carries_it() {
     let postgres = Postgres::new(17).await;
     let client = postgres.client().await;
-    client.batch_execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(12,2)); INSERT INTO t VALUES (7, 'NaN')").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(12,2)); INSERT INTO t VALUES (7, 'NaN')")
+        .await
+        .unwrap();
     postgres.publish("highwater_shop", "t").await;
     let folder = folder("unfit");
     let config = to_folder(&postgres, &folder.join("lake"), "300ms");

@@ -90,11 +90,8 @@ impl Config {
         let mut root = Section::new("", merged, faulty);
         let folder = file.parent().map(PathBuf::from).unwrap_or_default();
         let data_dir = folder.join(root.text("data_dir").unwrap_or_else(|| "highwater-data".into()));
-        let mut log = Log {
-            segment_bytes: 256 << 20,
-            retain_age: Duration::from_secs(7 * 86_400),
-            retain_bytes: 50 << 30,
-        };
+        let mut log =
+            Log { segment_bytes: 256 << 20, retain_age: Duration::from_secs(7 * 86_400), retain_bytes: 50 << 30 };
         if let Some(mut section) = root.section("log") {
             log.segment_bytes = section.bytes("segment_bytes").unwrap_or(log.segment_bytes).max(64 << 10);
             if let Some(mut retain) = section.section("retain") {
@@ -116,10 +113,7 @@ impl Config {
             let mut section = Section::new(&path, value, root.faulty);
             match section.choice("type", &["postgres", "mysql"]) {
                 "mysql" => section.fault("type", "\"mysql\" is not in this version", Some("\"postgres\"")),
-                _ => drop(sources.insert(
-                    name.clone(),
-                    Source::Postgres(Box::new(Postgres::read(&name, section))),
-                )),
+                _ => drop(sources.insert(name.clone(), Source::Postgres(Box::new(Postgres::read(&name, section))))),
             }
         }
         let mut sinks = BTreeMap::new();

@@ -109,8 +109,7 @@ impl Postgres {
         if cert.is_some() != key.is_some() {
             section.fault("cert", "`cert` and `key` go together", None);
         }
-        let default: &[&'static str] =
-            if near { &["disable", "verify-full"] } else { &["verify-full", "disable"] };
+        let default: &[&'static str] = if near { &["disable", "verify-full"] } else { &["verify-full", "disable"] };
         source.tls = match section.choice("tls", default) {
             "disable" => PostgresTls::Disable,
             _ => PostgresTls::VerifyFull { ca, cert, key },
@@ -199,7 +198,9 @@ impl Postgres {
             let value = Value::from(decode(password));
             match crate::section::secret(value, near, &section.faulty.file) {
                 Ok(secret) => self.password = Some(secret),
-                Err((what, how)) => section.fault("url", format!("the password {what}"), how.or(Some("use `password`"))),
+                Err((what, how)) => {
+                    section.fault("url", format!("the password {what}"), how.or(Some("use `password`")))
+                }
             }
         }
         near

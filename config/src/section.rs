@@ -247,9 +247,9 @@ pub(crate) fn secret(value: Value, literal: bool, config: &Path) -> Result<Secre
         Value::String(_, text) if literal => Ok(Secret(text)),
         Value::String(..) => Err(("may not stand in the file in the clear for a server elsewhere".into(), Some(HOW))),
         Value::Dict(_, table) if table.len() == 1 => match table.into_iter().next() {
-            Some((key, Value::String(_, name))) if key == "env" => std::env::var(&name)
-                .map(Secret)
-                .map_err(|_| (format!("the environment has no variable {name}"), None)),
+            Some((key, Value::String(_, name))) if key == "env" => {
+                std::env::var(&name).map(Secret).map_err(|_| (format!("the environment has no variable {name}"), None))
+            }
             Some((key, Value::String(_, path))) if key == "file" => {
                 secret_file(&config.parent().unwrap_or(Path::new(".")).join(path))
             }

@@ -26,14 +26,8 @@ pub enum SyncPoint {
 
 impl SyncPoint {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Group,
-        Self::NewSegment,
-        Self::NewSegmentName,
-        Self::RecoveredTail,
-        Self::Epoch,
-        Self::NewFolder,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Group, Self::NewSegment, Self::NewSegmentName, Self::RecoveredTail, Self::Epoch, Self::NewFolder];
 }
 
 /// A file system as far as the log needs one.

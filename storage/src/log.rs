@@ -390,13 +390,7 @@ fn make<F: Files>(files: &F, folder: &Path, options: Options) -> Result<Found<F>
     Ok(Found { standing, state: State::default(), bases: vec![base], file, length, index, recovery })
 }
 
-fn write_epoch<F: LogFile>(
-    file: &F,
-    path: &Path,
-    at: u64,
-    standing: &mut Standing,
-    epoch: Epoch,
-) -> Result<u64> {
+fn write_epoch<F: LogFile>(file: &F, path: &Path, at: u64, standing: &mut Standing, epoch: Epoch) -> Result<u64> {
     let mut header = crate::segment::Header {
         kind: crate::segment::FrameKind::Idle,
         ends_transaction: true,

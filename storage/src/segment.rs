@@ -297,8 +297,7 @@ impl<F: LogFile> Scanner<F> {
         while from + HEADER as u64 <= self.length {
             let size = WINDOW.min((self.length - from) as usize);
             let mut window = vec![0; size];
-            let read =
-                self.file.read_at(&mut window, from).map_err(|error| Error::io("read", &self.path, error))?;
+            let read = self.file.read_at(&mut window, from).map_err(|error| Error::io("read", &self.path, error))?;
             window.truncate(read);
             for i in memchr_magic(&window) {
                 if let Ok(header) = self.header(from + i as u64)? {

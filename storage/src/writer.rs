@@ -357,11 +357,12 @@ impl<F: Files> Writer<F> {
             let _ = file.write_at(&sealed.encode(), 0);
         }
         let (file, length) =
-            new_segment(&self.files, &self.folder, &mut self.standing, self.epoch, &self.shared.state())
-                .map_err(|error| match error {
+            new_segment(&self.files, &self.folder, &mut self.standing, self.epoch, &self.shared.state()).map_err(
+                |error| match error {
                     Error::Io { what, path, source } => Error::Fatal { what, path, source },
                     error => error,
-                })?;
+                },
+            )?;
         self.synced = self.standing.sequence;
         self.segment = self.standing.offset;
         (self.file, self.length) = (file, length);

@@ -74,6 +74,13 @@ impl Daemon {
         self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
+    /// Whether SIGSTOP holds it.
+    pub fn is_stopped(&self) -> bool {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:\tT"))
+    }
+
     /// Memory at its highest, in bytes.
     pub fn peak_memory(&self) -> u64 {
         let pid = self.child.as_ref().expect("it runs").id();

@@ -53,7 +53,8 @@ pub async fn landed(store: &Arc<dyn ObjectStore>, stream: &str) -> Vec<Event> {
 
 fn read(batch: &RecordBatch, events: &mut Vec<Event>) {
     let column = |name: &str| batch.column_by_name(name).unwrap();
-    let (offset, ordinal) = (column("_hw_offset").as_primitive::<Int64Type>(), column("_hw_ordinal").as_primitive::<Int64Type>());
+    let (offset, ordinal) =
+        (column("_hw_offset").as_primitive::<Int64Type>(), column("_hw_ordinal").as_primitive::<Int64Type>());
     for i in 0..batch.num_rows() {
         let absent = column("_hw_absent").as_list::<i32>();
         let absent = match absent.is_null(i) {

@@ -58,12 +58,16 @@ impl Server {
             must(Command::new("chown").arg("postgres").arg(&data));
         }
         let port = free_port();
-        must(as_server(&programs.join("initdb")).args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", "C", "-D"]).arg(&data));
+        must(
+            as_server(&programs.join("initdb"))
+                .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", "C", "-D"])
+                .arg(&data),
+        );
         let mut conf = std::fs::read_to_string(data.join("postgresql.conf")).unwrap();
         conf.push_str(&format!(
             "\nport = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nwal_level = logical\n\
              max_replication_slots = 60\nmax_wal_senders = 60\nmax_connections = 200\nfsync = off\n\
-             log_min_messages = warning\n{settings}\n",
+             log_min_messages = warning\ndeadlock_timeout = 20ms\n{settings}\n",
             data.display()
         ));
         std::fs::write(data.join("postgresql.conf"), conf).unwrap();

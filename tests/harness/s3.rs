@@ -32,10 +32,12 @@ impl S3 {
             root().join("target/servers/python/bin/moto_server").display(),
             self.port
         );
-        let child = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn();
+        let child =
+            Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn();
         self.child = Some(child.unwrap());
         let port = self.port;
-        until(30, "moto answers", || async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() }).await;
+        until(30, "moto answers", || async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() })
+            .await;
         let made = Command::new("curl").args(["-sf", "-X", "PUT", &format!("http://127.0.0.1:{port}/lake")]).status();
         assert!(made.unwrap().success(), "the bucket is made");
     }

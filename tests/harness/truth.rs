@@ -6,6 +6,10 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::landed::Event;
+use crate::postgres::Postgres;
+
+/// No text of PostgreSQL has a NUL.
+const UNKNOWN: &str = "\0 not known";
 
 /// A committed change.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,15 +22,19 @@ pub struct Truth {
 
 impl Truth {
     /// Makes the second slot; from here on it knows everything.
-    pub async fn watch(client: &Client, slot: &str) {
-        let sql = format!("SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')");
-        client.batch_execute(&sql).await.unwrap();
+    pub async fn watch(postgres: &Postgres) {
+        let sql = format!("SELECT pg_create_logical_replication_slot('truth_{}', 'test_decoding')", postgres.database);
+        postgres.client().await.batch_execute(&sql).await.unwrap();
     }
 
     /// Every change of a table that was committed since, in commit order.
     /// `name` as test_decoding prints it: `public.orders`.
-    pub async fn of(client: &Client, slot: &str, name: &str) -> Vec<Truth> {
-        let sql = format!("SELECT xid::text, data FROM pg_logical_slot_peek_changes('{slot}', NULL, NULL, 'skip-empty-xacts', '1')");
+    pub async fn of(postgres: &Postgres, name: &str) -> Vec<Truth> {
+        let client = postgres.client().await;
+        let slot = format!("truth_{}", postgres.database);
+        let sql = format!(
+            "SELECT xid::text, data FROM pg_logical_slot_peek_changes('{slot}', NULL, NULL, 'skip-empty-xacts', '1')"
+        );
         let mut changes = Vec::new();
         for message in client.simple_query(&sql).await.unwrap() {
             let SimpleQueryMessage::Row(row) = message else { continue };
@@ -96,8 +104,10 @@ pub async fn final_state(client: &Client, table: &str, events: &[Event]) {
                 };
                 let mut row = event.row.clone();
                 for column in &event.absent {
-                    let kept = before.as_ref().unwrap_or_else(|| panic!("{event:?}: nothing to keep {column} from"));
-                    row.insert(column.clone(), kept[column].clone());
+                    // A row that a later round still has to read: what is not
+                    // known now must be by the end.
+                    let kept = before.as_ref().map_or_else(|| Some(UNKNOWN.to_owned()), |row| row[column].clone());
+                    row.insert(column.clone(), kept);
                 }
                 state.insert(id(), row);
             }
@@ -115,19 +125,16 @@ pub async fn final_state(client: &Client, table: &str, events: &[Event]) {
     let list: Vec<String> = columns
         .iter()
         .map(|(name, ty)| match ty.as_str() {
-            "timestamp with time zone" => format!("(extract(epoch from \"{name}\") * 1000000)::bigint::text"),
-            _ => format!("\"{name}\"::text"),
+            "timestamp with time zone" => format!("(extract(epoch from {}) * 1000000)::bigint::text", quoted(name)),
+            _ => format!("{}::text", quoted(name)),
         })
         .collect();
     let rows = client.simple_query(&format!("SELECT {} FROM {table}", list.join(", "))).await.unwrap();
     let mut expected: BTreeMap<String, BTreeMap<String, Option<String>>> = BTreeMap::new();
     for message in rows {
         let SimpleQueryMessage::Row(row) = message else { continue };
-        let values: BTreeMap<String, Option<String>> = columns
-            .iter()
-            .enumerate()
-            .map(|(i, (name, _))| (name.clone(), row.get(i).map(str::to_owned)))
-            .collect();
+        let values: BTreeMap<String, Option<String>> =
+            columns.iter().enumerate().map(|(i, (name, _))| (name.clone(), row.get(i).map(str::to_owned))).collect();
         expected.insert(values["id"].clone().unwrap(), values);
     }
     let missing: Vec<_> = expected.keys().filter(|id| !state.contains_key(*id)).take(5).collect();
@@ -136,4 +143,8 @@ pub async fn final_state(client: &Client, table: &str, events: &[Event]) {
     for (id, row) in &expected {
         assert_eq!(&state[id], row, "{table} {id}");
     }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }

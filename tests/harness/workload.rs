@@ -94,6 +94,9 @@ impl Random {
 /// One transaction; whether it was committed. Conflicts between writers roll
 /// some back, as they do in life.
 async fn transaction(client: &Client, random: &mut Random, next: &AtomicI64) -> bool {
+    if random.below(150) == 0 {
+        return copy(client, next.fetch_add(10_000, Ordering::Relaxed)).await.is_ok();
+    }
     let mut sql = String::from("BEGIN;");
     for _ in 0..=random.below(6) {
         let new = next.fetch_add(10_000, Ordering::Relaxed);
@@ -109,7 +112,9 @@ async fn transaction(client: &Client, random: &mut Random, next: &AtomicI64) -> 
             62..70 => format!("UPDATE notes SET title = 'seen {new}' WHERE id = {other}"),
             70..74 => format!("UPDATE notes SET id = {new} WHERE id = {other}"),
             74..77 => format!("INSERT INTO notes VALUES ({new}, NULL, repeat('x{new}', 2500))"),
-            77..83 => format!("INSERT INTO nokey VALUES ({other}, 'thing'); UPDATE nokey SET what = what || '!' WHERE id = {other}"),
+            77..83 => format!(
+                "INSERT INTO nokey VALUES ({other}, 'thing'); UPDATE nokey SET what = what || '!' WHERE id = {other}"
+            ),
             83..86 => format!("DELETE FROM nokey WHERE id = {other}"),
             86..93 => format!(
                 "INSERT INTO \"Odd \"\"Näme\".\"tab.le\" VALUES ({new}, 'it''s \\ \"quoted\"', {some}); \
@@ -118,7 +123,7 @@ async fn transaction(client: &Client, random: &mut Random, next: &AtomicI64) -> 
             ),
             93 => "TRUNCATE \"Odd \"\"Näme\".\"tab.le\"".to_owned(),
             94 => format!(
-                "INSERT INTO orders SELECT {new} + i, 'big', i, false, clock_timestamp() FROM generate_series(1, 5000) i"
+                "INSERT INTO orders SELECT {new} + i, 'big', i, false, clock_timestamp() FROM generate_series(1, 500) i"
             ),
             _ => format!("SAVEPOINT b; INSERT INTO orders VALUES ({new}, 'no', 0, false, now()); ROLLBACK TO b"),
         };
@@ -133,4 +138,14 @@ async fn transaction(client: &Client, random: &mut Random, next: &AtomicI64) -> 
         let _ = client.batch_execute("ROLLBACK").await;
     }
     done && kept
+}
+
+/// Many rows under one LSN.
+async fn copy(client: &Client, new: i64) -> Result<(), tokio_postgres::Error> {
+    let rows: String =
+        (0..8_000).map(|i| format!("{}\tcopied\t{i}.25\tt\t2024-02-29 12:00:00+00\n", new + i)).collect();
+    let sink = client.copy_in("COPY orders FROM STDIN").await?;
+    let mut sink = std::pin::pin!(sink);
+    futures_util::SinkExt::send(&mut sink, bytes::Bytes::from(rows)).await?;
+    sink.finish().await.map(drop)
 }

@@ -24,9 +24,8 @@ pub fn avro_name(name: &str) -> String {
     let mut chars = name.chars().peekable();
     let mut first = true;
     while let Some(c) = chars.next() {
-        let plain = c.is_ascii_alphabetic()
-            || (c.is_ascii_digit() && !first)
-            || (c == '_' && chars.peek() != Some(&'u'));
+        let plain =
+            c.is_ascii_alphabetic() || (c.is_ascii_digit() && !first) || (c == '_' && chars.peek() != Some(&'u'));
         if plain {
             out.push(c);
         } else {

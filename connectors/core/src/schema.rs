@@ -109,13 +109,8 @@ mod tests {
 
     #[test]
     fn apache_avro_reads_the_schemas_of_every_type() {
-        let column = |id: i32, name: &str, ty| Column {
-            name: name.into(),
-            ty,
-            db_type: "t".into(),
-            nullable: true,
-            id,
-        };
+        let column =
+            |id: i32, name: &str, ty| Column { name: name.into(), ty, db_type: "t".into(), nullable: true, id };
         let inner = Type::Record(vec![
             Field { name: "a.b".into(), ty: Type::Int, db_type: "integer".into() },
             Field {
@@ -153,11 +148,7 @@ mod tests {
             schema: "pub.lic".into(),
             name: "Größe \"x\"".into(),
             kind: Default::default(),
-            columns: types
-                .into_iter()
-                .enumerate()
-                .map(|(i, ty)| column(i as i32 + 1, &format!("c {i}"), ty))
-                .collect(),
+            columns: types.into_iter().enumerate().map(|(i, ty)| column(i as i32 + 1, &format!("c {i}"), ty)).collect(),
             key: vec![2, 1],
             full_identity: false,
         };

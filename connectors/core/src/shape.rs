@@ -53,9 +53,7 @@ pub struct Shapes {
 
 impl Shapes {
     /// From state entries; those of other keys are passed over.
-    pub fn from_state<'a>(
-        entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
-    ) -> Result<Self, serde_json::Error> {
+    pub fn from_state<'a>(entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<Self, serde_json::Error> {
         let mut shapes = Self::default();
         for (key, value) in entries {
             if key.starts_with(Shape::STATE_PREFIX.as_bytes()) {

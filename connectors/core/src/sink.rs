@@ -79,8 +79,12 @@ pub trait Sink: Send {
     fn stage(&mut self, shape: &Arc<Shape>, run: Run<'_>) -> impl Future<Output = Result<()>> + Send;
 
     /// Takes a mark.
-    fn stage_mark(&mut self, shape: &Arc<Shape>, mark: &Mark, offset: Offset)
-    -> impl Future<Output = Result<()>> + Send;
+    fn stage_mark(
+        &mut self,
+        shape: &Arc<Shape>,
+        mark: &Mark,
+        offset: Offset,
+    ) -> impl Future<Output = Result<()>> + Send;
 
     /// All of the step was staged.
     fn staged(&mut self) -> impl Future<Output = Result<Vec<Self::Staged>>> + Send;
@@ -93,4 +97,3 @@ pub trait Sink: Send {
         false
     }
 }
-

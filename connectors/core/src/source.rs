@@ -2,8 +2,8 @@
 
 use std::future::Future;
 
-use storage::{Durable, LogBatch, Position, State, StateChange};
 use std::sync::Arc;
+use storage::{Durable, LogBatch, Position, State, StateChange};
 
 use crate::error::Result;
 use crate::shape::SchemaNumber;
@@ -30,6 +30,10 @@ pub struct Resolved {
 pub trait Schemas: Send + Sync + 'static {
     /// The number of this very shape; the same for equal tables, for ever.
     fn resolve(&self, table: &Table) -> Result<Resolved>;
+
+    /// The newest shape of a stream, if it ever had one: the catalog may be
+    /// further than the log, and no longer knows what a column was called.
+    fn latest(&self, stream: &str) -> Option<Table>;
 }
 
 /// Tails a database. One instance, one log.

@@ -71,7 +71,9 @@ fn inspect(source: &str, log: &LogFiles, as_json: bool) -> storage::Result<()> {
 
 fn check(source: &str, log: &LogFiles, as_json: bool) -> storage::Result<()> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec}").unwrap_or(ProgressStyle::default_spinner()));
+    bar.set_style(
+        ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec}").unwrap_or(ProgressStyle::default_spinner()),
+    );
     let report = log.check(|bytes| bar.set_position(bytes));
     bar.finish_and_clear();
     let report = report?;

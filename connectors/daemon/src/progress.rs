@@ -28,7 +28,8 @@ pub(crate) async fn show(source: String, watch: Watch, stop: CancellationToken) 
             continue;
         }
         let tables = watch.tables();
-        let (done, total) = tables.iter().fold((0, 0), |(d, t), table| (d + table.chunks, t + table.total.max(table.chunks)));
+        let (done, total) =
+            tables.iter().fold((0, 0), |(d, t), table| (d + table.chunks, t + table.total.max(table.chunks)));
         let rows: u64 = tables.iter().map(|table| table.rows).sum();
         let (since, rows_before) = *begun.get_or_insert_with(|| (Instant::now(), rows));
         let seconds = since.elapsed().as_secs_f64().max(0.001);
@@ -45,7 +46,14 @@ pub(crate) async fn show(source: String, watch: Watch, stop: CancellationToken) 
         } else if said.elapsed() >= LINE {
             said = Instant::now();
             let left = (total - done) as f64 * seconds / (done as f64).max(1.0);
-            tracing::info!(source, chunks = format!("{done}/{total}"), rows, rows_per_second = rate as u64, seconds_left = left as u64, "snapshot");
+            tracing::info!(
+                source,
+                chunks = format!("{done}/{total}"),
+                rows,
+                rows_per_second = rate as u64,
+                seconds_left = left as u64,
+                "snapshot"
+            );
         }
     }
 }

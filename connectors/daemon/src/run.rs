@@ -83,9 +83,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
         logs.push((name.clone(), log));
     }
     let folder = layout::registry(&config);
-    let registry = schema_registry::Store::open(&folder).map_err(|error| {
-        Error::halt(format!("could not open the registry in {}", folder.display())).because(error)
-    })?;
+    let registry = schema_registry::Store::open(&folder)
+        .map_err(|error| Error::halt(format!("could not open the registry in {}", folder.display())).because(error))?;
     let registry = Arc::new(registry);
 
     let mut pipelines = JoinSet::new();

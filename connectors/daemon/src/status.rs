@@ -127,7 +127,10 @@ pub(crate) async fn run(config: Config, as_json: bool) -> Exit {
 }
 
 fn print(status: &Value) {
-    println!("{}", if status["running"] == true { format!("running, process {}", status["pid"]) } else { "not running".into() });
+    println!(
+        "{}",
+        if status["running"] == true { format!("running, process {}", status["pid"]) } else { "not running".into() }
+    );
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     for source in status["sources"].as_array().into_iter().flatten() {
         println!(
@@ -142,7 +145,13 @@ fn print(status: &Value) {
         );
         problem(&source["problem"]);
         for table in source["tables"].as_array().into_iter().flatten().filter(|table| table["finished"] == false) {
-            println!("       reading {} {}/{} chunks, {} rows", text(&table["stream"]), table["chunks"], table["total"], table["rows"]);
+            println!(
+                "       reading {} {}/{} chunks, {} rows",
+                text(&table["stream"]),
+                table["chunks"],
+                table["total"],
+                table["rows"]
+            );
         }
     }
     for sink in status["sinks"].as_array().into_iter().flatten() {

@@ -63,7 +63,9 @@ fn begin(files: &LogFiles, args: &Tail) -> Result<Offset, Begin> {
         Some(text) => match (text.parse(), time(text)) {
             (Ok(offset), _) => Ok(Offset(offset)),
             (_, Some(time)) => files.offset_at(time).map_err(Begin::Log),
-            _ => Err(Begin::Usage(format!("{text:?} is neither `beginning`, an offset, nor a time like 2026-11-22T10:00:00Z"))),
+            _ => Err(Begin::Usage(format!(
+                "{text:?} is neither `beginning`, an offset, nor a time like 2026-11-22T10:00:00Z"
+            ))),
         },
         None => {
             // Far enough back for the last few, unless others' events fill the end.
@@ -98,7 +100,9 @@ struct Printer<'a> {
 impl Printer<'_> {
     fn print(&mut self, files: &LogFiles, begin: Offset, folder: &std::path::Path) -> Result<()> {
         if files.start().map_err(|error| log_error(folder, error))?.is_none() {
-            return Err(Error::halt(format!("there is no log in {}", folder.display())).hint("`highwater run` makes it"));
+            return Err(
+                Error::halt(format!("there is no log in {}", folder.display())).hint("`highwater run` makes it")
+            );
         }
         let mut cursor = files.read(begin).map_err(|error| log_error(folder, error))?;
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -149,7 +153,8 @@ impl Printer<'_> {
     }
 
     fn lines(&mut self, frame: Frame, begin: Offset, cursor: &Cursor) -> Result<Vec<String>> {
-        let broken = |error: connector::Malformed| Error::halt("the log holds a batch that cannot be read").because(error);
+        let broken =
+            |error: connector::Malformed| Error::halt("the log holds a batch that cannot be read").because(error);
         let mut lines = Vec::new();
         match frame.kind {
             Kind::Data => {
@@ -162,7 +167,8 @@ impl Printer<'_> {
                         })?;
                     }
                     let shape = self.shapes.get(run.schema).cloned();
-                    let shape = shape.ok_or_else(|| Error::halt(format!("the log does not know its schema {}", run.schema)))?;
+                    let shape =
+                        shape.ok_or_else(|| Error::halt(format!("the log does not know its schema {}", run.schema)))?;
                     if !self.tables.matches(&format!("{}.{}", shape.table.schema, shape.table.name)) {
                         continue;
                     }

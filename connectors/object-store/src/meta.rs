@@ -4,8 +4,8 @@ use arrow_array::ArrayRef;
 use arrow_array::builder::{Int64Builder, ListBuilder, StringBuilder, TimestampMicrosecondBuilder};
 use arrow_schema::{DataType, Field};
 use connector::{Change, Malformed, Mark, Reader, Run, Table, Type};
-use storage::Offset;
 use std::sync::Arc;
+use storage::Offset;
 
 use crate::columns::{Column, field};
 

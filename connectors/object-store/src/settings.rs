@@ -76,7 +76,8 @@ pub(crate) fn store(config: &Config) -> Result<Arc<dyn ObjectStore>> {
             client = client.with_allow_http(value == "true");
             continue;
         }
-        let key: AmazonS3ConfigKey = name.parse().map_err(|error| failed(error, format!("option {key:?} is not known")))?;
+        let key: AmazonS3ConfigKey =
+            name.parse().map_err(|error| failed(error, format!("option {key:?} is not known")))?;
         builder = builder.with_config(key, value);
         if name == "aws_endpoint" && value.starts_with("http://") {
             client = client.with_allow_http(true);
@@ -88,6 +89,7 @@ pub(crate) fn store(config: &Config) -> Result<Arc<dyn ObjectStore>> {
     if prefix.is_empty() {
         return Ok(Arc::new(store));
     }
-    let prefix = Path::parse(prefix).map_err(|error| Error::halt(format!("{url} has no usable path")).because(error))?;
+    let prefix =
+        Path::parse(prefix).map_err(|error| Error::halt(format!("{url} has no usable path")).because(error))?;
     Ok(Arc::new(PrefixStore::new(store, prefix)))
 }

@@ -57,7 +57,8 @@ impl ObjectStoreSink {
         connect: impl Fn() -> Result<Arc<dyn ObjectStore>> + Send + Sync + 'static,
     ) -> Result<Self> {
         let mut random = [0; 16];
-        let read = std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
+        let read =
+            std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
         read.map_err(|error| Error::halt("could not read /dev/urandom").because(error))?;
         let writer = LogId(random).to_string();
         Ok(Self { settings, connect: Box::new(connect), writer, open: None })
@@ -193,7 +194,8 @@ impl Sink for ObjectStoreSink {
 async fn upload(store: &dyn ObjectStore, path: &str, staged: &std::path::Path, redone: bool) -> Result<()> {
     let path = Path::parse(path).map_err(|error| Error::halt(format!("{path:?} is no path")).because(error))?;
     let attempt = || format!("could not write {path}");
-    let unreadable = |error: std::io::Error| Error::retry(format!("could not read {}", staged.display())).because(error);
+    let unreadable =
+        |error: std::io::Error| Error::retry(format!("could not read {}", staged.display())).because(error);
     if redone {
         match store.head(&path).await {
             Ok(_) => return Ok(()),

@@ -30,12 +30,7 @@ pub(crate) struct Staging {
 
 impl Staging {
     /// An empty folder.
-    pub(crate) fn new(
-        folder: PathBuf,
-        prefix: String,
-        before: bool,
-        position: fn(&[u8]) -> String,
-    ) -> Result<Self> {
+    pub(crate) fn new(folder: PathBuf, prefix: String, before: bool, position: fn(&[u8]) -> String) -> Result<Self> {
         let failed = |error: std::io::Error| {
             Error::retry(format!("could not empty the staging folder {}", folder.display())).because(error)
         };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use connector::{BatchWriter, Captured, Error, Op, Result, RowExtras, SchemaNumber, Schemas, put_bytes};
+use connector::{BatchWriter, Captured, Error, Op, Result, RowExtras, SchemaNumber, Schemas, Table, put_bytes};
 use storage::{Kind, LogBatch, Micros, StateChange};
 
 use crate::lsn::Lsn;
@@ -323,7 +323,8 @@ impl<S: Schemas> Capture<S> {
     fn relation(&mut self, relation: Relation) -> Result<Flow> {
         let id = relation.id;
         let known = if self.compiler.wants(&relation.namespace, &relation.name) {
-            let compiled = self.compiler.of_relation(&relation)?;
+            let before = self.shape_before(&relation);
+            let compiled = self.compiler.of_relation(&relation, before.as_ref())?;
             if compiled.plan.width() != relation.columns.len() {
                 return Err(Error::retry(format!("relation {id} has other columns than its plan")));
             }
@@ -334,6 +335,17 @@ impl<S: Schemas> Capture<S> {
         };
         self.known.insert(id, known);
         Ok(Flow::On)
+    }
+
+    /// The shape that this very table had last, in this stream or in the log.
+    fn shape_before(&self, relation: &Relation) -> Option<Table> {
+        if let Some(Known::Captured(compiled)) = self.known.get(&relation.id) {
+            return Some(compiled.plan.table.clone());
+        }
+        let stream = self.compiler.stream_of(relation);
+        let generation = self.progress.get(&stream).generation?;
+        // A table made anew under the name counts its columns anew.
+        if generation.oid == relation.id { self.compiler.schemas.latest(&stream) } else { None }
     }
 
     /// Notes an idle position: everything before it was received.
@@ -386,8 +398,15 @@ impl<S: Schemas> Capture<S> {
             self.handed = self.last;
         }
         let position = whole.then(|| self.last.position());
-        let batch =
-            LogBatch { kind: Kind::Data, position, records, event_time: self.time, payload, state, ends_transaction: whole };
+        let batch = LogBatch {
+            kind: Kind::Data,
+            position,
+            records,
+            event_time: self.time,
+            payload,
+            state,
+            ends_transaction: whole,
+        };
         Some(Captured { batch })
     }
 }
@@ -415,9 +434,12 @@ pub(crate) fn unfit_value(plan: &Plan, row: &str, error: &ValueError) -> Error {
     let column = table.columns.get(error.column).map_or("?", |column| column.name.as_str());
     let db_type = table.columns.get(error.column).map_or("?", |column| column.db_type.as_str());
     let name = format!("{}.{}", table.schema, table.name);
-    Error::halt(format!("a value of {name}, {row}, column {column:?} of type {db_type} cannot be carried: {}", error.why))
-        .hint(format!(
-            "carry the column as text: [sources.{}.table.{name:?}] as = {{ {column:?} = \"text\" }}, and start again",
-            table.source
-        ))
+    Error::halt(format!(
+        "a value of {name}, {row}, column {column:?} of type {db_type} cannot be carried: {}",
+        error.why
+    ))
+    .hint(format!(
+        "carry the column as text: [sources.{}.table.{name:?}] as = {{ {column:?} = \"text\" }}, and start again",
+        table.source
+    ))
 }

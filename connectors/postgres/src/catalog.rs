@@ -141,6 +141,15 @@ pub(crate) async fn tables(
     Ok(found.into_values().collect())
 }
 
+/// Types by oid and modifier, as the server names them.
+pub(crate) async fn type_names(client: &Client, types: Vec<(u32, i32)>) -> Result<Vec<String>> {
+    let (oids, modifiers): (Vec<u32>, Vec<i32>) = types.into_iter().unzip();
+    let sql = "SELECT format_type(t, m) FROM unnest($1::oid[], $2::int4[]) WITH ORDINALITY AS u (t, m, n) ORDER BY n";
+    let rows = client.query(sql, &[&oids, &modifiers]).await;
+    let rows = rows.map_err(|error| control_failed(error, "could not ask for the names of types"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// A type.
 #[derive(Clone, Debug)]
 struct CatalogType {

@@ -95,7 +95,8 @@ async fn look(
     if control::scalar(client, "SELECT pg_is_in_recovery()").await? == "t" {
         findings.push(Finding::warning("the server is a standby", None));
     }
-    let may = control::scalar(client, "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user").await?;
+    let may =
+        control::scalar(client, "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user").await?;
     findings.push(if may == "t" {
         Finding::ok("the role has REPLICATION")
     } else {
@@ -114,7 +115,8 @@ async fn look(
             findings.push(Finding::error(format!("{setting}: {free} free, {need} needed"), Some(sql)));
         }
     }
-    if control::scalar(client, "SELECT coalesce(current_setting('max_slot_wal_keep_size', true), '-1')").await? == "-1" {
+    if control::scalar(client, "SELECT coalesce(current_setting('max_slot_wal_keep_size', true), '-1')").await? == "-1"
+    {
         findings.push(Finding::warning(
             "max_slot_wal_keep_size = -1: should this daemon be away for long, its slot fills the server's disk",
             Some("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();".into()),

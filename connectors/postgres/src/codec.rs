@@ -3,9 +3,7 @@
 //! One decoder serves snapshot and stream: what has a binary form here gives
 //! byte for byte what the text gives, everything else comes as text both ways.
 
-use connector::{
-    Field, Type, days_from_civil, decimal_from_text, put_bytes, put_double, put_float, put_long,
-};
+use connector::{Field, Type, days_from_civil, decimal_from_text, put_bytes, put_double, put_float, put_long};
 
 use crate::nested::{parse_array, parse_composite, parse_hstore};
 use crate::replication::EPOCH_2000;
@@ -26,13 +24,20 @@ pub(crate) enum Codec {
     Uuid,
     Json,
     Jsonb,
-    Decimal { precision: u32, scale: u32 },
+    Decimal {
+        precision: u32,
+        scale: u32,
+    },
     Money,
     Date,
     Time,
     Timestamp,
     Timestamptz,
-    Array { element: Box<Codec>, dimensions: u32, delimiter: u8 },
+    Array {
+        element: Box<Codec>,
+        dimensions: u32,
+        delimiter: u8,
+    },
     Hstore,
     Composite(Vec<(String, String, Codec)>),
     /// pgvector's `[1,2,3]`.
@@ -162,7 +167,12 @@ impl Codec {
     pub(crate) fn binary(&self, value: &[u8], out: &mut Vec<u8>) -> Result<(), Why> {
         match self {
             Codec::Bool => out.push(u8::from(*value.first().ok_or("empty boolean")? != 0)),
-            Codec::Int | Codec::Long => put_long(out, binary_integer(value)?),
+            Codec::Int => put_long(out, binary_integer(value)?),
+            // Of four bytes only oid is carried as a long, and it has no sign.
+            Codec::Long => match value.try_into() {
+                Ok(bytes) => put_long(out, u32::from_be_bytes(bytes).into()),
+                Err(_) => put_long(out, binary_integer(value)?),
+            },
             Codec::Float => {
                 let value = f32::from_be_bytes(value.try_into().map_err(|_| "not 4 bytes")?);
                 put_float(out, if value.is_nan() { f32::NAN } else { value });
@@ -252,7 +262,11 @@ fn integer(text: &[u8]) -> Result<i64, Why> {
         }
         value = value * 10 + u64::from(digit);
     }
-    let signed = if negative { (value as i64).checked_neg().or((value == 1 << 63).then_some(i64::MIN)) } else { i64::try_from(value).ok() };
+    let signed = if negative {
+        (value as i64).checked_neg().or((value == 1 << 63).then_some(i64::MIN))
+    } else {
+        i64::try_from(value).ok()
+    };
     match signed {
         Some(signed) if value <= 1 << 63 => Ok(signed),
         _ => Err(NOT),
@@ -437,11 +451,7 @@ mod tests {
             (array(Codec::Int, 1), "{}", "[]"),
             (array(Codec::Int, 2), "{}", "[]"),
             (array(Codec::Int, 2), "{{1,2},{3,NULL}}", "[[1,2],[3,null]]"),
-            (
-                array(Codec::Text, 1),
-                r#"{a,"b c","NULL","x\"y\\z","","{}"}"#,
-                r#"["a","b c","NULL","x\"y\\z","","{}"]"#,
-            ),
+            (array(Codec::Text, 1), r#"{a,"b c","NULL","x\"y\\z","","{}"}"#, r#"["a","b c","NULL","x\"y\\z","","{}"]"#),
             (Codec::Hstore, r#""a"=>"1", "b\"c"=>NULL"#, r#"{"a":"1","b\"c":null}"#),
             (Codec::Hstore, "", "{}"),
             (pair.clone(), r#"(1,"x ""y"" \\z",)"#, r#"{"a":1,"b":"x \"y\" \\z","c":null}"#),
@@ -473,11 +483,12 @@ mod tests {
 
     #[test]
     fn the_binary_form_gives_the_same_bytes() {
-        let cases: [(Codec, &str, Vec<u8>); 11] = [
+        let cases: [(Codec, &str, Vec<u8>); 12] = [
             (Codec::Bool, "t", vec![1]),
             (Codec::Int, "-5", (-5i16).to_be_bytes().to_vec()),
             (Codec::Int, "70000", 70_000i32.to_be_bytes().to_vec()),
             (Codec::Long, "-5", (-5i64).to_be_bytes().to_vec()),
+            (Codec::Long, "4294967295", u32::MAX.to_be_bytes().to_vec()),
             (Codec::Double, "NaN", vec![0xff, 0xf8, 0, 0, 0, 0, 0, 1]),
             (Codec::Date, "2000-01-02", 1i32.to_be_bytes().to_vec()),
             (Codec::Date, "-infinity", i32::MIN.to_be_bytes().to_vec()),

@@ -141,15 +141,8 @@ impl Connection {
             end_point = Some(certificate);
             line = Line::Tls(Box::new(tls));
         }
-        let mut connection = Self {
-            line,
-            buffer: vec![0; BUFFER],
-            start: 0,
-            end: 0,
-            parameters: HashMap::new(),
-            last_read: 0,
-            closer,
-        };
+        let mut connection =
+            Self { line, buffer: vec![0; BUFFER], start: 0, end: 0, parameters: HashMap::new(), last_read: 0, closer };
         connection.login(target, replication, end_point)?;
         Ok(connection)
     }
@@ -208,9 +201,7 @@ impl Connection {
                             let plus = offered.contains(&SCRAM_SHA_256_PLUS.as_bytes());
                             let bound = end_point.clone().flatten();
                             let (mechanism, binding) = match (plus, bound) {
-                                (true, Some(hash)) => {
-                                    (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
-                                }
+                                (true, Some(hash)) => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash)),
                                 _ if !offered.contains(&SCRAM_SHA_256.as_bytes()) => {
                                     let why = "no login method of the server is known here";
                                     return Err(WireError::Login(why.into()));

@@ -33,15 +33,19 @@ pub(crate) async fn connect(target: &Target) -> Result<Client> {
         }
     };
     drop(task);
-    let settings: Vec<String> =
-        SETTINGS.iter().filter(|(name, _)| *name != "client_encoding").map(|(n, v)| format!("SET {n} = '{v}'")).collect();
+    let settings: Vec<String> = SETTINGS
+        .iter()
+        .filter(|(name, _)| *name != "client_encoding")
+        .map(|(n, v)| format!("SET {n} = '{v}'"))
+        .collect();
     client.batch_execute(&settings.join("; ")).await.map_err(|error| control_failed(error, attempt()))?;
     Ok(client)
 }
 
 /// One number of a one-row answer.
 pub(crate) async fn scalar(client: &Client, sql: &str) -> Result<String> {
-    let rows = client.simple_query(sql).await.map_err(|error| control_failed(error, format!("could not run {sql:?}")))?;
+    let rows =
+        client.simple_query(sql).await.map_err(|error| control_failed(error, format!("could not run {sql:?}")))?;
     rows.into_iter()
         .find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),

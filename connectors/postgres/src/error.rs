@@ -61,7 +61,10 @@ impl WireError {
             }
             WireError::Tls(_) => (
                 Action::Halt,
-                Some("check the name in the url, and `ca` of the source: the server's certificate must be signed by it".into()),
+                Some(
+                    "check the name in the url, and `ca` of the source: the server's certificate must be signed by it"
+                        .into(),
+                ),
             ),
             WireError::Login(_) => (Action::Halt, Some("check `password` of the source".into())),
         };

@@ -15,6 +15,7 @@ mod codec;
 mod connection;
 mod control;
 mod error;
+mod lineage;
 mod lsn;
 mod nested;
 mod pgoutput;

@@ -24,13 +24,7 @@ pub(crate) fn parse_array(
     if rest.is_empty() { Ok(()) } else { Err("not an array") }
 }
 
-fn array(
-    rest: &mut &[u8],
-    element: &Codec,
-    dimensions: u32,
-    delimiter: u8,
-    out: &mut Vec<u8>,
-) -> Result<(), Why> {
+fn array(rest: &mut &[u8], element: &Codec, dimensions: u32, delimiter: u8, out: &mut Vec<u8>) -> Result<(), Why> {
     let inside = rest.strip_prefix(b"{").ok_or("an array of other dimensions than declared")?;
     *rest = inside;
     if let Some(behind) = rest.strip_prefix(b"}") {
@@ -128,11 +122,7 @@ fn quoted<'a>(rest: &mut &'a [u8], doubled: bool) -> Result<Cow<'a, [u8]>, Why> 
 }
 
 /// `(1,"a ""b""",)`: nothing at all is NULL.
-pub(crate) fn parse_composite(
-    text: &[u8],
-    fields: &[(String, String, Codec)],
-    out: &mut Vec<u8>,
-) -> Result<(), Why> {
+pub(crate) fn parse_composite(text: &[u8], fields: &[(String, String, Codec)], out: &mut Vec<u8>) -> Result<(), Why> {
     const NOT: Why = "not a composite of the known fields";
     let mut rest = text.strip_prefix(b"(").ok_or(NOT)?;
     for (i, (_, _, codec)) in fields.iter().enumerate() {

@@ -255,9 +255,7 @@ impl<'a> Bytes<'a> {
 pub(crate) fn decode(message: &[u8]) -> Result<Message<'_>> {
     let mut bytes = Bytes { all: message, at: 0 };
     Ok(match bytes.u8("message type")? {
-        b'B' => {
-            Message::Begin { commit: bytes.lsn("commit position")?, time: bytes.time()?, xid: bytes.u32("xid")? }
-        }
+        b'B' => Message::Begin { commit: bytes.lsn("commit position")?, time: bytes.time()?, xid: bytes.u32("xid")? },
         b'C' => {
             bytes.u8("flags")?;
             bytes.lsn("commit position")?;

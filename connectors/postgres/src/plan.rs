@@ -41,11 +41,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// `stream` are the relation's columns by name, in its order.
-    pub(crate) fn new<'a>(
-        table: Table,
-        columns: Vec<PlanColumn>,
-        stream: impl IntoIterator<Item = &'a str>,
-    ) -> Self {
+    pub(crate) fn new<'a>(table: Table, columns: Vec<PlanColumn>, stream: impl IntoIterator<Item = &'a str>) -> Self {
         let place = |name: &str| table.columns.iter().position(|column| column.name == name);
         let from_stream = stream.into_iter().map(place).collect();
         let in_key = (0..table.columns.len()).map(|i| table.in_key(i)).collect();
@@ -102,12 +98,7 @@ impl Plan {
     }
 
     /// Appends a row of which only the key is known; the rest is absent.
-    pub(crate) fn key_only(
-        &self,
-        old: Tuple<'_>,
-        out: &mut Vec<u8>,
-        absent: &mut Vec<u8>,
-    ) -> Result<bool, ValueError> {
+    pub(crate) fn key_only(&self, old: Tuple<'_>, out: &mut Vec<u8>, absent: &mut Vec<u8>) -> Result<bool, ValueError> {
         absent.clear();
         absent.resize(self.bitmap, 0);
         let mut any = false;

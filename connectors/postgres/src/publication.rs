@@ -27,11 +27,8 @@ pub(crate) fn wanted(publication: &str, tables: &[CatalogTable]) -> Vec<Wanted> 
     let pick = |whole: bool| -> Vec<(String, String)> {
         tables.iter().filter(|t| t.has_identity() == whole).map(|t| (t.qualified(), t.quoted())).collect()
     };
-    let mut out = vec![Wanted {
-        name: publication.into(),
-        options: "publish_via_partition_root = true",
-        tables: pick(true),
-    }];
+    let mut out =
+        vec![Wanted { name: publication.into(), options: "publish_via_partition_root = true", tables: pick(true) }];
     let without = pick(false);
     if !without.is_empty() {
         out.push(Wanted {
@@ -67,9 +64,10 @@ pub(crate) async fn missing(client: &Client, wanted: &Wanted) -> Result<Vec<Stri
         return Ok(sql);
     }
     let rows = client
-        .query("SELECT schemaname::text || '.' || tablename::text FROM pg_publication_tables WHERE pubname = $1", &[
-            &wanted.name,
-        ])
+        .query(
+            "SELECT schemaname::text || '.' || tablename::text FROM pg_publication_tables WHERE pubname = $1",
+            &[&wanted.name],
+        )
         .await
         .map_err(failed)?;
     let there: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();

@@ -96,22 +96,25 @@ impl Replication {
     /// A slot that goes with this connection, and its snapshot, which lives
     /// until the next command. Waits for transactions in progress.
     pub(crate) fn temporary_slot(&mut self, name: &str) -> Result<(Lsn, String)> {
-        let sql = format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", quoted(name));
-        let row = self.row(&sql, 3)?;
+        self.make_slot(&format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", quoted(name)))
+    }
+
+    fn make_slot(&mut self, sql: &str) -> Result<(Lsn, String)> {
+        let row = self.row(sql, 3)?;
         let point = row[1].parse().map_err(|_| WireError::Protocol("slot without consistent point".into()))?;
         Ok((point, row[2].clone()))
     }
 
-    /// A slot that stays; its consistent point.
-    pub(crate) fn permanent_slot(&mut self, name: &str) -> Result<Lsn> {
-        let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT", quoted(name));
-        let row = self.row(&sql, 2)?;
-        row[1].parse().map_err(|_| WireError::Protocol("slot without consistent point".into()))
+    /// A slot that stays, and the snapshot of its consistent point, which lives
+    /// until this connection's next command. Waits for transactions in progress.
+    pub(crate) fn permanent_slot(&mut self, name: &str) -> Result<(Lsn, String)> {
+        self.make_slot(&format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quoted(name)))
     }
 
     fn row(&mut self, sql: &str, columns: usize) -> Result<Vec<String>> {
         let rows = self.connection.query(sql)?;
-        let row: Vec<String> = rows.into_iter().next().unwrap_or_default().into_iter().map(Option::unwrap_or_default).collect();
+        let row: Vec<String> =
+            rows.into_iter().next().unwrap_or_default().into_iter().map(Option::unwrap_or_default).collect();
         if row.len() < columns {
             return Err(WireError::Protocol(format!("{sql} answered {} columns", row.len())));
         }

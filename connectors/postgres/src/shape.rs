@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use config::Postgres;
-use connector::{Column, Error, Result, SchemaNumber, Schemas, Table, TableKind};
+use connector::{Column, Error, Result, SchemaNumber, Schemas, Table, TableKind, stream_part};
 use storage::StateChange;
 use tokio::runtime::Handle;
 use tokio_postgres::Client;
 
 use crate::catalog::{self, CatalogTable, Types};
+use crate::lineage::as_it_was;
 use crate::pgoutput::Relation;
 use crate::plan::Plan;
 
@@ -39,8 +40,15 @@ impl<S: Schemas> Compiler<S> {
         self.config.tables.matches(&format!("{schema}.{name}"))
     }
 
-    /// The plan for what the stream describes.
-    pub(crate) fn of_relation(&mut self, relation: &Relation) -> Result<Compiled> {
+    /// The stream of a relation's table.
+    pub(crate) fn stream_of(&self, relation: &Relation) -> String {
+        let (schema, table) = (stream_part(&relation.namespace), stream_part(&relation.name));
+        format!("{}.{schema}.{table}", self.source)
+    }
+
+    /// The plan for what the stream describes; `before` is the shape that the
+    /// same table had last.
+    pub(crate) fn of_relation(&mut self, relation: &Relation, before: Option<&Table>) -> Result<Compiled> {
         let fits = |table: &CatalogTable| {
             let streamed = relation.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
             let known = table.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
@@ -57,9 +65,11 @@ impl<S: Schemas> Compiler<S> {
                 self.compile(&table)
             }
             // The catalog is already further than the WAL: what was true then is
-            // told by the relation, completed by what the catalog remembers.
+            // told by the relation, completed by what catalog and log remember.
             known => {
-                let table = as_it_was(relation, known);
+                let types = relation.columns.iter().map(|column| (column.type_oid, column.typmod)).collect();
+                let names = self.handle.block_on(catalog::type_names(&self.client, types))?;
+                let table = as_it_was(relation, &names, known, before);
                 self.compile(&table)
             }
         }
@@ -108,10 +118,8 @@ impl<S: Schemas> Compiler<S> {
             });
             plans.push(plan);
         }
-        let key: Vec<usize> = key
-            .iter()
-            .filter_map(|number| columns.iter().position(|column| column.id == i32::from(*number)))
-            .collect();
+        let key: Vec<usize> =
+            key.iter().filter_map(|number| columns.iter().position(|column| column.id == i32::from(*number))).collect();
         let shape = Table {
             source: self.source.clone(),
             schema: table.schema.clone(),
@@ -132,64 +140,5 @@ impl<S: Schemas> Compiler<S> {
     pub(crate) fn messages(&self) -> Result<(SchemaNumber, Option<StateChange>)> {
         let resolved = self.schemas.resolve(&Table::messages(&self.source))?;
         Ok((resolved.number, resolved.change))
-    }
-}
-
-/// A table as the stream describes it; numbers, dimensions and nullability
-/// from the catalog's columns of the same name.
-fn as_it_was(relation: &Relation, now: Option<&CatalogTable>) -> CatalogTable {
-    let known = now.map(|table| table.columns.as_slice()).unwrap_or_default();
-    let mut next = known.iter().map(|column| column.number).max().unwrap_or(0);
-    let columns: Vec<_> = relation
-        .columns
-        .iter()
-        .map(|column| {
-            let same = known.iter().find(|other| other.name == column.name);
-            let number = same.map_or_else(
-                || {
-                    next += 1;
-                    next
-                },
-                |other| other.number,
-            );
-            catalog::CatalogColumn {
-                number,
-                name: column.name.clone(),
-                type_oid: column.type_oid,
-                typmod: column.typmod,
-                dimensions: same.map_or(1, |other| other.dimensions),
-                not_null: same.is_some_and(|other| other.not_null),
-                db_type: same
-                    .filter(|other| other.type_oid == column.type_oid && other.typmod == column.typmod)
-                    .map_or_else(|| format!("oid {}", column.type_oid), |other| other.db_type.clone()),
-            }
-        })
-        .collect();
-    let flagged: Vec<i16> = relation
-        .columns
-        .iter()
-        .zip(&columns)
-        .filter(|(streamed, _)| streamed.key)
-        .map(|(_, column)| column.number)
-        .collect();
-    let full = relation.identity == b'f';
-    let primary = match now {
-        Some(table) if full => table.primary.clone(),
-        _ => flagged.clone(),
-    };
-    CatalogTable {
-        oid: relation.id,
-        schema: relation.namespace.clone(),
-        name: relation.name.clone(),
-        kind: now.map_or('r', |table| table.kind),
-        persistence: 'p',
-        identity: relation.identity as char,
-        is_partition: false,
-        row_security: false,
-        readable: true,
-        file_node: now.map_or(0, |table| table.file_node),
-        primary,
-        identity_index: flagged,
-        columns,
     }
 }

@@ -5,10 +5,11 @@
 //! up to S, then chunks are copied as `read` events at S, then the stream goes
 //! on. After a crash the chunks that are left are taken up in another round.
 //!
-//! The first round, too, has a temporary slot, although the permanent slot's
-//! own creation would give a snapshot: a crash between making the slot and
-//! logging it then needs no special case. What is committed between the two
-//! points comes as its change and again as `read`, which is an upsert.
+//! The first round has the snapshot of the permanent slot's own creation, so
+//! that every row comes once: read, or changed after it. Later rounds (after a
+//! crash, of a table that was added) have a temporary slot each, and what was
+//! committed before their point comes as its change and again as `read`, which
+//! is an upsert.
 
 mod progress;
 mod round;

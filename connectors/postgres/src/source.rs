@@ -23,7 +23,7 @@ use crate::publication;
 use crate::replication::{Replication, SystemIdentity};
 use crate::shape::Compiler;
 use crate::slot::{self, Identity};
-use crate::snapshot::Progress;
+use crate::snapshot::{Prepared, Progress};
 use crate::stream::{Feedback, Shared, Stream};
 use crate::target::Target;
 use crate::tls::Tls;
@@ -154,7 +154,8 @@ pub(crate) async fn selected(client: &Client, config: &Postgres) -> Result<Vec<C
     for exact in config.tables.exact() {
         if !tables.iter().any(|table| table.qualified() == exact) && config.tables.matches(exact) {
             let what = format!("table {exact} does not exist, or is a partition");
-            return Err(Error::halt(what).hint("check `tables` of the source: names are schema.table, partitions go by their root"));
+            return Err(Error::halt(what)
+                .hint("check `tables` of the source: names are schema.table, partitions go by their root"));
         }
     }
     if let Some(table) = tables.iter().find(|table| !table.readable) {
@@ -177,11 +178,7 @@ pub(crate) async fn selected(client: &Client, config: &Postgres) -> Result<Vec<C
 }
 
 /// The database's oid, which a database dropped and made anew does not keep.
-pub(crate) async fn identity(
-    client: &Client,
-    system: &SystemIdentity,
-    config: &Postgres,
-) -> Result<Identity> {
+pub(crate) async fn identity(client: &Client, system: &SystemIdentity, config: &Postgres) -> Result<Identity> {
     let sql = "SELECT current_database()::text, oid FROM pg_database WHERE datname = current_database()";
     let row = client.query_one(sql, &[]).await;
     let row = row.map_err(|error| control_failed(error, "could not ask which database this is"))?;
@@ -238,7 +235,12 @@ impl<S: Schemas> PostgresSource<S> {
             Ok((replication, system))
         });
         let connected = connected.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
-        let (replication, system) = connected.map_err(|error: crate::error::WireError| error.during(attempt))?;
+        let (replication, system) = connected.map_err(|error: crate::error::WireError| {
+            let refused = matches!(&error, crate::error::WireError::Server(server) if server.code == "42501");
+            let failed = error.during(attempt);
+            let role = crate::plan::quote(&self.config.user);
+            if refused { failed.hint(format!("ALTER ROLE {role} REPLICATION;")) } else { failed }
+        })?;
         Ok((client, replication, system))
     }
 }
@@ -281,6 +283,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         }
         let found = slot::read(&client, &self.config.slot).await?;
         slot::fits(&self.config.slot, found.as_ref(), &identity.database, resume)?;
+        let mut first_round = None;
         let from = match (resume, &found) {
             (Some(resume), _) => resume,
             (None, Some(found)) => {
@@ -293,17 +296,20 @@ impl<S: Schemas> Source for PostgresSource<S> {
             }
             (None, None) => {
                 let name = self.config.slot.clone();
+                let target = self.target.clone();
                 let attempt = format!("could not make slot {name:?}");
-                let made;
-                (replication, made) = tokio::task::spawn_blocking(move || {
-                    let made = replication.permanent_slot(&name);
-                    (replication, made)
-                })
-                .await
-                .map_err(|error| Error::retry(attempt.clone()).because(error))?;
-                fault_after_slot();
-                let from = made.map_err(|error| error.during(attempt))?;
+                let made = tokio::task::spawn_blocking(move || {
+                    let stream = Replication::connect(&target)?;
+                    let (point, snapshot) = replication.permanent_slot(&name)?;
+                    Ok((stream, Prepared::new(point, snapshot, replication)))
+                });
+                let made = made.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
+                connector::fault::point("slot-made");
+                let (stream, made) = made.map_err(|error: crate::error::WireError| error.during(attempt))?;
+                replication = stream;
+                let from = made.point;
                 tracing::info!(slot = self.config.slot, from = %from, "slot made");
+                first_round = Some(made);
                 from
             }
         };
@@ -358,7 +364,8 @@ impl<S: Schemas> Source for PostgresSource<S> {
             };
             out.try_send(Ok(Captured { batch: first })).map_err(|_| Error::retry("no room for the first batch"))?;
         }
-        let closer = replication.closer().map_err(|error| Error::retry("could not share the connection").because(error))?;
+        let closer =
+            replication.closer().map_err(|error| Error::retry("could not share the connection").because(error))?;
         let stream = Stream {
             replication: Feedback::new(replication, shared.clone()),
             capture,
@@ -367,6 +374,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
             target: self.target.clone(),
             slot: self.config.slot.clone(),
             heartbeat: self.config.heartbeat,
+            first_round: first_round.filter(|_| self.config.snapshot != SnapshotMode::Never),
         };
         *self.watch.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (shared.clone(), progress);
         let thread = std::thread::Builder::new()
@@ -397,12 +405,15 @@ impl<S: Schemas> Source for PostgresSource<S> {
             None => {
                 let client = control::connect(&self.target).await?;
                 // A message of our own comes behind everything that is committed now.
-                let marked = control::scalar(&client, "SELECT pg_logical_emit_message(false, 'highwater.goal', '')").await;
+                let marked =
+                    control::scalar(&client, "SELECT pg_logical_emit_message(false, 'highwater.goal', '')").await;
                 let goal = match marked {
                     Ok(goal) => goal,
                     Err(_) => control::scalar(&client, "SELECT pg_current_wal_flush_lsn()").await?,
                 };
-                let goal = goal.parse().map_err(|error| Error::retry("the server's position cannot be read").because(error))?;
+                let goal = goal
+                    .parse()
+                    .map_err(|error| Error::retry("the server's position cannot be read").because(error))?;
                 *self.goal.insert(goal)
             }
         };
@@ -414,8 +425,4 @@ impl<S: Schemas> Source for PostgresSource<S> {
     async fn close(&mut self) {
         self.halt_running().await;
     }
-}
-
-fn fault_after_slot() {
-    connector::fault::point("slot-made");
 }

@@ -52,6 +52,8 @@ pub(crate) struct Stream<S> {
     pub(crate) slot: String,
     /// How often an idle position is made durable.
     pub(crate) heartbeat: Duration,
+    /// The snapshot of the slot's own making, where the stream begins.
+    pub(crate) first_round: Option<Prepared>,
 }
 
 /// The connection with what it was last told.
@@ -107,6 +109,9 @@ impl<S: Schemas> Stream<S> {
     }
 
     fn stream(&mut self) -> Result<()> {
+        if let Some(prepared) = self.first_round.take() {
+            self.round(prepared)?;
+        }
         let mut serial = 0;
         let mut preparing: Option<mpsc::Receiver<Result<Prepared>>> = None;
         let mut prepared: Option<Prepared> = None;
@@ -173,7 +178,9 @@ impl<S: Schemas> Stream<S> {
                 if self.capture.is_waiting() {
                     self.hand()?;
                     idle_since = Instant::now();
-                } else if self.capture.has_idle_position() && (asked || idle_since.elapsed() >= IDLE.min(self.heartbeat)) {
+                } else if self.capture.has_idle_position()
+                    && (asked || idle_since.elapsed() >= IDLE.min(self.heartbeat))
+                {
                     self.hand()?;
                     idle_since = Instant::now();
                 }
@@ -193,7 +200,14 @@ impl<S: Schemas> Stream<S> {
 
     fn round(&mut self, prepared: Prepared) -> Result<()> {
         self.shared.reading.store(true, Ordering::Relaxed);
-        let tables: Vec<_> = self.capture.compiler.tables.iter().filter(|t| self.capture.compiler.wants(&t.schema, &t.name)).cloned().collect();
+        let tables: Vec<_> = self
+            .capture
+            .compiler
+            .tables
+            .iter()
+            .filter(|t| self.capture.compiler.wants(&t.schema, &t.name))
+            .cloned()
+            .collect();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
         let round = Round {
             compiler: &self.capture.compiler,
@@ -236,4 +250,3 @@ fn send(out: &Sender<Result<Captured>>, captured: Captured, feedback: &mut Feedb
         }
     }
 }
-

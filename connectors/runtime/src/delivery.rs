@@ -66,17 +66,41 @@ enum Cut {
 
 impl<K: Sink> Delivery<K> {
     /// Delivers until cancelled, or until `goal` is there once it is known.
+    /// With `halted` the source has stopped for good.
     pub(crate) async fn run(
         mut self,
         log: Log,
         notes: Notes,
         goal: watch::Receiver<Option<Offset>>,
         cancel: CancellationToken,
+        halted: CancellationToken,
+    ) -> Outcome {
+        match self.until_done(&log, &notes, goal, &cancel).await {
+            Outcome::Done if halted.is_cancelled() => self.look_for_heir(&log).await,
+            outcome => outcome,
+        }
+    }
+
+    /// A source may have halted because another daemon, with a copy of the data
+    /// folder, has moved its slot on. The destination knows.
+    async fn look_for_heir(&mut self, log: &Log) -> Outcome {
+        match tokio::time::timeout(LAST_STEP, self.sink.open(log.id(), log.epoch())).await {
+            Ok(Err(error)) if error.action() == Action::Yield => Outcome::Failed(error),
+            _ => Outcome::Done,
+        }
+    }
+
+    async fn until_done(
+        &mut self,
+        log: &Log,
+        notes: &Notes,
+        goal: watch::Receiver<Option<Offset>>,
+        cancel: &CancellationToken,
     ) -> Outcome {
         let mut backoff = Backoff::new();
         loop {
             let before = self.status.get().steps;
-            let error = match self.deliver(&log, &notes, goal.clone(), &cancel).await {
+            let error = match self.deliver(log, notes, goal.clone(), cancel).await {
                 Ok(()) => {
                     self.status.update(|state| state.health = Health::Stopped);
                     return Outcome::Done;
@@ -90,8 +114,13 @@ impl<K: Sink> Delivery<K> {
             if error.action() != Action::Retry {
                 return Outcome::Failed(error);
             }
-            tracing::warn!(sink = self.name, error = error.chain(), remedy = error.remedy(), "delivery failed, will try again");
-            if !backoff.wait(&cancel).await {
+            tracing::warn!(
+                sink = self.name,
+                error = error.chain(),
+                remedy = error.remedy(),
+                "delivery failed, will try again"
+            );
+            if !backoff.wait(cancel).await {
                 return Outcome::Done;
             }
         }
@@ -240,6 +269,8 @@ impl<K: Sink> Delivery<K> {
                 }
             }
             let due = step.first_staged.map(|first| first + self.age);
+            // A goal is set once, and whoever set it has gone then.
+            let unset = goal.borrow().is_none();
             tokio::select! {
                 biased;
                 () = cancel.cancelled(), if between => {}
@@ -248,8 +279,8 @@ impl<K: Sink> Delivery<K> {
                     None => return Err(Error::retry("the log's reader has ended")),
                 },
                 () = until(due), if between && due.is_some() => {}
-                changed = goal.changed(), if between => {
-                    if changed.is_err() {
+                changed = goal.changed(), if between && unset => {
+                    if changed.is_err() && goal.borrow().is_none() {
                         // Nobody will set a goal any more: the pipeline ends.
                         return Ok(Cut::Stop);
                     }

@@ -55,7 +55,12 @@ impl<S: Source> Ingest<S> {
                 self.source.close().await;
                 return Err(error);
             }
-            tracing::warn!(source = self.name, error = error.chain(), remedy = error.remedy(), "capture failed, will try again");
+            tracing::warn!(
+                source = self.name,
+                error = error.chain(),
+                remedy = error.remedy(),
+                "capture failed, will try again"
+            );
             if !self.wait(&mut backoff).await? {
                 self.source.close().await;
                 return Ok(());

@@ -62,6 +62,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
     pub async fn run(self, cancel: &CancellationToken) -> Ended {
         let Self { name, source, log, deliveries, status, until_caught_up } = self;
         let stop = cancel.child_token();
+        let halted = CancellationToken::new();
         let notes = Notes::default();
         forget_removed_sinks(&log, &deliveries, &notes);
         let (goal, wanted) = watch::channel(None);
@@ -87,7 +88,8 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
         let mut left = deliveries.len();
         for delivery in deliveries {
             sinks.insert(delivery.name.clone(), delivery.status.clone());
-            let running = delivery_part(delivery, log.clone(), notes.clone(), wanted.clone(), stop.clone());
+            let running =
+                delivery_part(delivery, log.clone(), notes.clone(), wanted.clone(), stop.clone(), halted.clone());
             parts.spawn(running);
         }
         parts.spawn(retention(log.clone(), sinks, stop.clone()));
@@ -108,6 +110,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
                 Ok(Part::Ingest(Ok(()))) | Ok(Part::Retention) => {}
                 Ok(Part::Ingest(Err(error))) => {
                     ended.failures.insert(0, (format!("source {name:?}"), error));
+                    halted.cancel();
                     stop.cancel();
                 }
                 Ok(Part::Log(error)) => {
@@ -146,9 +149,10 @@ async fn delivery_part<K: Sink>(
     notes: Notes,
     goal: watch::Receiver<Option<Offset>>,
     stop: CancellationToken,
+    halted: CancellationToken,
 ) -> Part {
     let name = delivery.name.clone();
-    Part::Delivery(name, delivery.run(log, notes, goal, stop).await)
+    Part::Delivery(name, delivery.run(log, notes, goal, stop, halted).await)
 }
 
 /// A sink that is no longer configured must not hold back retention for ever.

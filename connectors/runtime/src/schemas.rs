@@ -56,6 +56,12 @@ impl SchemaBook {
 }
 
 impl Schemas for SchemaBook {
+    fn latest(&self, stream: &str) -> Option<Table> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let shapes = known.by_table.values().filter(|shape| shape.table.stream() == stream);
+        shapes.max_by_key(|shape| shape.number).map(|shape| shape.table.clone())
+    }
+
     fn resolve(&self, table: &Table) -> Result<Resolved> {
         let fingerprint = fingerprint(table);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -39,7 +39,9 @@ fn what_was_written_is_read() {
     let seen: Vec<_> = runs
         .iter()
         .flat_map(|run| run.changes().map(move |c| (run, c.unwrap())))
-        .map(|(run, c)| (run.schema, run.transaction.position, run.transaction.tx, c.op, c.value, c.offset.0, c.ordinal))
+        .map(|(run, c)| {
+            (run.schema, run.transaction.position, run.transaction.tx, c.op, c.value, c.offset.0, c.ordinal)
+        })
         .collect();
     assert_eq!(
         seen,

@@ -21,6 +21,10 @@ pub(crate) struct Generation {
     pub(crate) finished: bool,
     /// By leaf relation: another one was rewritten, and its blocks are no longer these.
     pub(crate) file_nodes: BTreeMap<u32, u32>,
+    /// The log's number of the shape that it is read in: rows read in another
+    /// would lack what came since.
+    #[serde(default)]
+    pub(crate) shape: u32,
     /// Blocks of a chunk.
     pub(crate) chunk_blocks: u64,
     /// Rows read so far.

@@ -34,6 +34,13 @@ pub(crate) struct Prepared {
     _slot: Replication,
 }
 
+impl Prepared {
+    /// Of a slot that was just made on this connection.
+    pub(crate) fn new(point: Lsn, snapshot: String, slot: Replication) -> Self {
+        Self { point, snapshot, _slot: slot }
+    }
+}
+
 /// Makes the temporary slot in a thread of its own: it waits for transactions
 /// in progress, and the stream must go on meanwhile.
 pub(crate) fn prepare(target: &Target, slot: &str, serial: u64) -> mpsc::Receiver<Result<Prepared>> {
@@ -46,9 +53,10 @@ pub(crate) fn prepare(target: &Target, slot: &str, serial: u64) -> mpsc::Receive
         let attempt = || {
             let mut replication = Replication::connect(&target)?;
             let (point, snapshot) = replication.temporary_slot(&name)?;
-            Ok(Prepared { point, snapshot, _slot: replication })
+            Ok(Prepared::new(point, snapshot, replication))
         };
-        let made = attempt().map_err(|error: crate::error::WireError| error.during("could not make a temporary slot for the snapshot"));
+        let made = attempt()
+            .map_err(|error: crate::error::WireError| error.during("could not make a temporary slot for the snapshot"));
         let _ = out.send(made);
     });
     prepared
@@ -96,7 +104,10 @@ impl<S: Schemas> Round<'_, S> {
             let nodes: BTreeMap<u32, u32> = leaves.iter().map(|leaf| (leaf.oid, leaf.file_node)).collect();
             // What has no key cannot be read in parts: a row that moved would come twice.
             let goes_on = before.generation.as_ref().is_some_and(|g| {
-                g.oid == table.oid && g.file_nodes == nodes && !compiled.plan.table.key.is_empty()
+                g.oid == table.oid
+                    && g.file_nodes == nodes
+                    && g.shape == compiled.number
+                    && !compiled.plan.table.key.is_empty()
             });
             let generation = match before.generation {
                 Some(generation) if goes_on => generation,
@@ -106,6 +117,7 @@ impl<S: Schemas> Round<'_, S> {
                         generation: before.map_or(1, |g| g.generation + 1),
                         finished: false,
                         file_nodes: nodes,
+                        shape: compiled.number,
                         chunk_blocks: CHUNK_BLOCKS,
                         rows: 0,
                     };
@@ -214,7 +226,10 @@ impl<S: Schemas> Round<'_, S> {
                         }
                         Piece::Changed { chunk } => {
                             let job = &mut jobs[chunk.table];
-                            tracing::warn!(table = job.table.qualified(), "rewritten or altered while it was read: it is read again");
+                            tracing::warn!(
+                                table = job.table.qualified(),
+                                "rewritten or altered while it was read: it is read again"
+                            );
                             job.changed = true;
                             job.left -= 1;
                         }
@@ -245,12 +260,7 @@ impl<S: Schemas> Round<'_, S> {
         Ok(again)
     }
 
-    fn finish(
-        &self,
-        job: &mut Job,
-        ordinal: &mut u64,
-        hand: &mut impl FnMut(Captured) -> Result<()>,
-    ) -> Result<()> {
+    fn finish(&self, job: &mut Job, ordinal: &mut u64, hand: &mut impl FnMut(Captured) -> Result<()>) -> Result<()> {
         let rows = self.progress.get(&job.compiled.stream).generation.map_or(0, |g| g.rows);
         job.generation.finished = true;
         job.generation.rows = rows;
@@ -375,7 +385,6 @@ fn mark_batch(mark: &Mark, state: Vec<StateChange>, time: Micros) -> Captured {
 /// Without a position: rows of a round lie at its point, and the log resumes
 /// where the stream stood, which may be further.
 fn batch(kind: Kind, payload: Bytes, records: u32, state: Vec<StateChange>, ends: bool, time: Micros) -> Captured {
-    let batch =
-        LogBatch { kind, position: None, records, event_time: time, payload, state, ends_transaction: ends };
+    let batch = LogBatch { kind, position: None, records, event_time: time, payload, state, ends_transaction: ends };
     Captured { batch }
 }
