@@ -1,5 +1,7 @@
 //! Every test on real servers: one binary, shared servers.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod bad_input;
 mod kills;
 mod s3;

@@ -126,7 +126,7 @@ impl Manifests {
         match self.put(&next).await? {
             Put::Done => {
                 self.current = next;
-                if self.current.number % KEPT == 0 {
+                if self.current.number.is_multiple_of(KEPT) {
                     self.clear_old().await;
                 }
                 Ok(())

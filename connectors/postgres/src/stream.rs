@@ -175,12 +175,8 @@ impl<S: Schemas> Stream<S> {
             }
             let drained = !self.replication.replication.is_ready();
             if drained && self.capture.is_between() {
-                if self.capture.is_waiting() {
-                    self.hand()?;
-                    idle_since = Instant::now();
-                } else if self.capture.has_idle_position()
-                    && (asked || idle_since.elapsed() >= IDLE.min(self.heartbeat))
-                {
+                let due = asked || idle_since.elapsed() >= IDLE.min(self.heartbeat);
+                if self.capture.is_waiting() || (self.capture.has_idle_position() && due) {
                     self.hand()?;
                     idle_since = Instant::now();
                 }
