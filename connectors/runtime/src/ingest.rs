@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use connector::{Action, Captured, Error, Result, Source};
-use storage::{EventLog, Kind, Log, LogBatch, Micros, Offset};
+use storage::{EventLog, Log, LogBatch, Offset};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -142,19 +142,7 @@ impl<S: Source> Ingest<S> {
     }
 
     async fn append_notes(&mut self) -> Result<Option<Commit>> {
-        let state = self.notes.take();
-        if state.is_empty() {
-            return Ok(None);
-        }
-        let batch = LogBatch {
-            kind: Kind::Control,
-            position: None,
-            records: 0,
-            event_time: Micros(0),
-            payload: bytes::Bytes::new(),
-            state,
-            ends_transaction: true,
-        };
+        let Some(batch) = self.notes.batch() else { return Ok(None) };
         self.append(batch).await
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use storage::StateChange;
+use storage::{Kind, LogBatch, Micros, StateChange};
 use tokio::sync::Notify;
 
 /// The latest value a key; a later one replaces an earlier that was not yet written.
@@ -32,6 +32,20 @@ impl Notes {
     pub(crate) fn take(&self) -> Vec<StateChange> {
         let mut pending = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *pending).into_iter().map(|(key, value)| StateChange { key, value }).collect()
+    }
+
+    /// All of them as a batch of their own; None if there are none.
+    pub(crate) fn batch(&self) -> Option<LogBatch> {
+        let state = self.take();
+        (!state.is_empty()).then(|| LogBatch {
+            kind: Kind::Control,
+            position: None,
+            records: 0,
+            event_time: Micros(0),
+            payload: Bytes::new(),
+            state,
+            ends_transaction: true,
+        })
     }
 
     /// Returns when there may be some. Cancel-safe.

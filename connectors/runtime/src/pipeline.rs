@@ -16,6 +16,8 @@ use crate::status::SourceStatus;
 
 /// How often retention looks.
 const RETENTION: Duration = Duration::from_secs(5);
+/// A full disk must not hold up a stop.
+const LAST_NOTES: Duration = Duration::from_millis(500);
 
 /// One source with everything behind it.
 pub struct Pipeline<S, K> {
@@ -139,8 +141,20 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
             }
         }
         drop(keep_open);
+        // A failed log takes nothing more, and its sinks say again where they are.
+        let _ = tokio::time::timeout(LAST_NOTES, leave_notes(&log, &notes)).await;
         ended
     }
+}
+
+/// Checkpoints that came after the source had stopped: for `status`, and for
+/// retention after the next start.
+async fn leave_notes(log: &Log, notes: &Notes) -> storage::Result<()> {
+    if let Some(batch) = notes.batch() {
+        log.abort().await?;
+        log.append(batch).await?.await?;
+    }
+    Ok(())
 }
 
 async fn delivery_part<K: Sink>(
