@@ -31,9 +31,9 @@ pub trait Schemas: Send + Sync + 'static {
     /// The number of this very shape; the same for equal tables, for ever.
     fn resolve(&self, table: &Table) -> Result<Resolved>;
 
-    /// The newest shape of a stream, if it ever had one: the catalog may be
-    /// further than the log, and no longer knows what a column was called.
-    fn latest(&self, stream: &str) -> Option<Table>;
+    /// The shapes that a stream had, the newest first: the catalog may be
+    /// further than the log, and no longer know what a column was called.
+    fn shapes(&self, stream: &str) -> Vec<(SchemaNumber, Table)>;
 }
 
 /// Tails a database. One instance, one log.

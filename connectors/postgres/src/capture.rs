@@ -10,7 +10,7 @@ use crate::lsn::Lsn;
 use crate::pgoutput::{Malformed, Message, OldTuple, Relation, Tuple, decode};
 use crate::plan::{Plan, ValueError};
 use crate::shape::{Compiled, Compiler};
-use crate::snapshot::Progress;
+use crate::snapshot::{Generation, Progress};
 
 /// A batch of whole transactions is handed on at this size.
 pub(crate) const FULL: usize = 512 << 10;
@@ -66,6 +66,8 @@ pub(crate) struct Capture<S> {
     absent: Vec<u8>,
     before: Vec<u8>,
     keys: (Vec<u8>, Vec<u8>),
+    /// A table is to be read again.
+    again: bool,
 }
 
 impl<S: Schemas> Capture<S> {
@@ -85,6 +87,7 @@ impl<S: Schemas> Capture<S> {
             absent: Vec::new(),
             before: Vec::new(),
             keys: Default::default(),
+            again: false,
         }
     }
 
@@ -322,13 +325,14 @@ impl<S: Schemas> Capture<S> {
 
     fn relation(&mut self, relation: Relation) -> Result<Flow> {
         let id = relation.id;
-        let known = if self.compiler.wants(&relation.namespace, &relation.name) {
-            let before = self.shape_before(&relation);
-            let compiled = self.compiler.of_relation(&relation, before.as_ref())?;
+        let known = if self.compiler.wants(id, &relation.namespace, &relation.name) {
+            let shapes: Vec<Table> = self.shapes_before(&relation).into_iter().map(|(_, table)| table).collect();
+            let compiled = self.compiler.of_relation(&relation, &shapes)?;
             if compiled.plan.width() != relation.columns.len() {
                 return Err(Error::retry(format!("relation {id} has other columns than its plan")));
             }
             self.state.extend(compiled.change.clone());
+            self.look_at_values(id, &compiled)?;
             Known::Captured(compiled)
         } else {
             Known::Skipped
@@ -337,15 +341,66 @@ impl<S: Schemas> Capture<S> {
         Ok(Flow::On)
     }
 
-    /// The shape that this very table had last, in this stream or in the log.
-    fn shape_before(&self, relation: &Relation) -> Option<Table> {
-        if let Some(Known::Captured(compiled)) = self.known.get(&relation.id) {
-            return Some(compiled.plan.table.clone());
-        }
-        let stream = self.compiler.stream_of(relation);
-        let generation = self.progress.get(&stream).generation?;
+    /// The shapes that this very table had, the newest first.
+    fn shapes_before(&self, relation: &Relation) -> Vec<(SchemaNumber, Table)> {
+        let stream = self.compiler.stream_of(&relation.namespace, &relation.name);
         // A table made anew under the name counts its columns anew.
-        if generation.oid == relation.id { self.compiler.schemas.latest(&stream) } else { None }
+        match self.progress.get(&stream).generation {
+            Some(generation) if generation.oid == relation.id => self.compiler.schemas.shapes(&stream),
+            _ => match self.known.get(&relation.id) {
+                Some(Known::Captured(compiled)) => vec![(compiled.number, compiled.plan.table.clone())],
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    /// A table that was read is read again if a new shape gave its rows values
+    /// that the stream has not told.
+    fn look_at_values(&mut self, oid: u32, compiled: &Compiled) -> Result<()> {
+        let Some(read) = self.progress.get(&compiled.stream).generation else { return Ok(()) };
+        if !read.finished || read.oid != oid || compiled.number <= read.shape {
+            return Ok(());
+        }
+        let shapes = self.compiler.schemas.shapes(&compiled.stream);
+        let old = shapes.into_iter().find(|(number, _)| *number == read.shape);
+        let changed = match old {
+            Some((_, old)) => self.compiler.changes_values(oid, &read, &old, &compiled.plan.table)?,
+            None => true,
+        };
+        if changed {
+            tracing::warn!(
+                stream = compiled.stream,
+                "its shape has changed, and with it values of rows that were there: it is read again"
+            );
+            self.read_again(&compiled.stream);
+        } else {
+            self.state.extend(self.progress.set(&compiled.stream, Generation { shape: compiled.number, ..read }));
+        }
+        Ok(())
+    }
+
+    /// Begins a new generation of a table with the next round.
+    pub(crate) fn read_again(&mut self, stream: &str) {
+        self.state.extend(self.progress.again(stream));
+        self.again = true;
+    }
+
+    /// Whether a table has to be read again, since this was asked last.
+    pub(crate) fn takes_again(&mut self) -> bool {
+        std::mem::take(&mut self.again)
+    }
+
+    /// Shapes that changed while nobody looked.
+    pub(crate) fn look_at_shapes(&mut self) -> Result<()> {
+        for table in self.compiler.tables.clone() {
+            let stream = self.compiler.stream_of(&table.schema, &table.name);
+            if self.progress.get(&stream).generation.is_some_and(|read| read.finished && read.is_of(&table)) {
+                let compiled = self.compiler.compile(&table)?;
+                self.state.extend(compiled.change.clone());
+                self.look_at_values(table.oid, &compiled)?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes an idle position: everything before it was received.

@@ -27,6 +27,9 @@ pub(crate) struct CatalogTable {
     /// SELECT on it and USAGE of its schema.
     pub(crate) readable: bool,
     pub(crate) file_node: u32,
+    /// Of its place in our publication: one that was taken out and put back has
+    /// another, and its changes in between are lost. 0: published by a wider rule.
+    pub(crate) published: u32,
     /// Primary key's column numbers, in its order.
     pub(crate) primary: Vec<i16>,
     /// The replica identity index's, in its order.
@@ -117,6 +120,7 @@ pub(crate) async fn tables(
             is_partition: row.get(6),
             row_security: row.get(7),
             file_node: row.get(8),
+            published: 0,
             readable: row.get(9),
             primary: numbers(row, 10),
             identity_index: numbers(row, 11),
@@ -139,6 +143,46 @@ pub(crate) async fn tables(
         });
     }
     Ok(found.into_values().collect())
+}
+
+/// Of which columns rows that are there already may have got a value without
+/// an event: those with a default.
+pub(crate) async fn defaults(client: &Client, table: u32) -> Result<Vec<i16>> {
+    let sql = "SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND (atthasdef OR atthasmissing)";
+    let rows = client.query(sql, &[&table]).await;
+    let rows = rows.map_err(|error| control_failed(error, "could not ask for the defaults of columns"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// A relation that holds rows of a table.
+#[derive(Clone, Debug)]
+pub(crate) struct Leaf {
+    pub(crate) oid: u32,
+    /// Quoted.
+    pub(crate) name: String,
+    pub(crate) file_node: u32,
+    pub(crate) blocks: u64,
+}
+
+/// The relations that hold a table's rows.
+pub(crate) async fn leaves(client: &Client, table: &CatalogTable) -> Result<Vec<Leaf>> {
+    let sql = "SELECT c.oid, n.nspname::text, c.relname::text, coalesce(pg_relation_filenode(c.oid), 0)::oid,
+                      pg_relation_size(c.oid) / current_setting('block_size')::bigint
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                WHERE c.relkind = 'r' AND (c.oid = $1 OR c.oid IN
+                      (SELECT relid::oid FROM pg_partition_tree($1::oid::regclass) WHERE isleaf))
+                ORDER BY c.oid";
+    let rows = client.query(sql, &[&table.oid]).await;
+    let rows = rows.map_err(|error| control_failed(error, format!("could not measure {}", table.qualified())))?;
+    Ok(rows
+        .iter()
+        .map(|row| Leaf {
+            oid: row.get(0),
+            name: format!("{}.{}", quote(row.get(1)), quote(row.get(2))),
+            file_node: row.get(3),
+            blocks: row.get::<_, i64>(4).max(0) as u64,
+        })
+        .collect())
 }
 
 /// Types by oid and modifier, as the server names them.

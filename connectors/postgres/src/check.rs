@@ -10,7 +10,8 @@ use crate::lsn::Lsn;
 use crate::plan::quote;
 use crate::publication;
 use crate::slot;
-use crate::source::{selected, target};
+use crate::source::target;
+use crate::tables::select;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -122,8 +123,8 @@ async fn look(
             Some("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();".into()),
         ));
     }
-    let tables = match selected(client, config).await {
-        Ok(tables) => tables,
+    let tables = match select(client, config, false).await {
+        Ok(selection) => selection.tables,
         Err(error) => {
             findings.push(Finding::failed(&error));
             // Grants for all of them, not only the first.

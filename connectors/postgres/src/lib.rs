@@ -27,6 +27,7 @@ mod slot;
 mod snapshot;
 mod source;
 mod stream;
+mod tables;
 mod target;
 mod tls;
 
@@ -34,5 +35,6 @@ pub use check::{Finding, Severity, check};
 pub use error::{ServerError, WireError};
 pub use lsn::{Lsn, NotAnLsn};
 pub use source::{PostgresSource, TableReading, Watch, target};
+pub use tables::LeftOut;
 pub use target::Target;
 pub use tls::Tls;

@@ -12,13 +12,19 @@ use connector::{Column, Table, Type};
 use crate::catalog::{CatalogColumn, CatalogTable};
 use crate::pgoutput::Relation;
 
-/// The table of a relation message. `types` are the names of its columns' types.
+/// The table of a relation message. `types` are the names of its columns'
+/// types, `shapes` those it had before, the newest first.
 pub(crate) fn as_it_was(
     relation: &Relation,
     types: &[String],
     now: Option<&CatalogTable>,
-    before: Option<&Table>,
+    shapes: &[Table],
 ) -> CatalogTable {
+    let is_it = |table: &&Table| {
+        let known = table.columns.iter().map(|column| (column.name.as_str(), column.db_type.as_str()));
+        relation.columns.iter().map(|column| column.name.as_str()).zip(types.iter().map(String::as_str)).eq(known)
+    };
+    let before = shapes.iter().find(is_it).or(shapes.first());
     let newer = now.map(|table| table.columns.as_slice()).unwrap_or_default();
     let older = before.map(|table| table.columns.as_slice()).unwrap_or_default();
     let names: Vec<&str> = relation.columns.iter().map(|column| column.name.as_str()).collect();
@@ -60,6 +66,7 @@ pub(crate) fn as_it_was(
         row_security: false,
         readable: true,
         file_node: now.map_or(0, |table| table.file_node),
+        published: now.map_or(0, |table| table.published),
         identity_index: primary.clone(),
         primary,
         columns,

@@ -63,20 +63,31 @@ pub(crate) async fn missing(client: &Client, wanted: &Wanted) -> Result<Vec<Stri
     if found.get::<_, bool>(1) {
         return Ok(sql);
     }
-    let rows = client
-        .query(
-            "SELECT schemaname::text || '.' || tablename::text FROM pg_publication_tables WHERE pubname = $1",
-            &[&wanted.name],
-        )
-        .await
-        .map_err(failed)?;
-    let there: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+    let there = published(client, &wanted.name).await?;
     let lacking: Vec<&str> =
         wanted.tables.iter().filter(|(name, _)| !there.contains(name)).map(|(_, q)| q.as_str()).collect();
     if !lacking.is_empty() {
         sql.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", lacking.join(", ")));
     }
     Ok(sql)
+}
+
+/// The names of both.
+pub(crate) fn names(publication: &str) -> Vec<String> {
+    vec![publication.to_owned(), format!("{publication}_inserts")]
+}
+
+/// Which of its tables a publication does not hold.
+pub(crate) async fn outside(client: &Client, wanted: &Wanted) -> Result<Vec<String>> {
+    let there = published(client, &wanted.name).await?;
+    Ok(wanted.tables.iter().map(|(name, _)| name).filter(|name| !there.contains(*name)).cloned().collect())
+}
+
+async fn published(client: &Client, name: &str) -> Result<BTreeSet<String>> {
+    let sql = "SELECT schemaname::text || '.' || tablename::text FROM pg_publication_tables WHERE pubname = $1";
+    let rows = client.query(sql, &[&name]).await;
+    let rows = rows.map_err(|error| control_failed(error, format!("could not read publication {name:?}")))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Tables without replica identity that a publication of updates holds: their

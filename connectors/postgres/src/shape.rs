@@ -1,5 +1,6 @@
 //! From the catalog, and what the stream says, to a table's shape and plan.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use config::Postgres;
@@ -12,6 +13,7 @@ use crate::catalog::{self, CatalogTable, Types};
 use crate::lineage::as_it_was;
 use crate::pgoutput::Relation;
 use crate::plan::Plan;
+use crate::snapshot::Generation;
 
 /// A table under its schema, ready to be written.
 #[derive(Clone, Debug)]
@@ -32,23 +34,50 @@ pub(crate) struct Compiler<S> {
     pub(crate) handle: Handle,
     pub(crate) types: Types,
     pub(crate) tables: Vec<CatalogTable>,
+    /// Tables that match, by oid, and cannot be captured as they are.
+    pub(crate) left_out: HashSet<u32>,
 }
 
 impl<S: Schemas> Compiler<S> {
-    /// Whether the configuration wants a table.
-    pub(crate) fn wants(&self, schema: &str, name: &str) -> bool {
-        self.config.tables.matches(&format!("{schema}.{name}"))
+    /// Whether a table is captured.
+    pub(crate) fn wants(&self, oid: u32, schema: &str, name: &str) -> bool {
+        !self.left_out.contains(&oid) && self.config.tables.matches(&format!("{schema}.{name}"))
     }
 
-    /// The stream of a relation's table.
-    pub(crate) fn stream_of(&self, relation: &Relation) -> String {
-        let (schema, table) = (stream_part(&relation.namespace), stream_part(&relation.name));
-        format!("{}.{schema}.{table}", self.source)
+    /// Whether rows that were there before have other values under the new
+    /// shape, of which the stream has told nothing: `ADD COLUMN … DEFAULT`,
+    /// `ALTER … USING`, or another `as` in the configuration.
+    pub(crate) fn changes_values(&self, oid: u32, read: &Generation, old: &Table, new: &Table) -> Result<bool> {
+        let same = |column: &Column| old.columns.iter().find(|other| other.id == column.id);
+        let added: Vec<i32> = new.columns.iter().filter(|c| same(c).is_none()).map(|c| c.id).collect();
+        let carried = |column: &Column| same(column).is_some_and(|o| o.db_type == column.db_type && o.ty != column.ty);
+        if new.columns.iter().any(carried) {
+            return Ok(true);
+        }
+        if !added.is_empty() {
+            let defaults = self.handle.block_on(catalog::defaults(&self.client, oid))?;
+            if added.iter().any(|id| defaults.iter().any(|number| i32::from(*number) == *id)) {
+                return Ok(true);
+            }
+        }
+        let retyped = |column: &Column| same(column).is_some_and(|other| other.db_type != column.db_type);
+        if !new.columns.iter().any(retyped) {
+            return Ok(false);
+        }
+        // Without a rewrite the values are the same: varchar(10) to text.
+        let Some(table) = self.tables.iter().find(|table| table.oid == oid) else { return Ok(true) };
+        let leaves = self.handle.block_on(catalog::leaves(&self.client, table))?;
+        Ok(leaves.iter().any(|leaf| read.file_nodes.get(&leaf.oid) != Some(&leaf.file_node)))
     }
 
-    /// The plan for what the stream describes; `before` is the shape that the
-    /// same table had last.
-    pub(crate) fn of_relation(&mut self, relation: &Relation, before: Option<&Table>) -> Result<Compiled> {
+    /// The stream of a table.
+    pub(crate) fn stream_of(&self, schema: &str, table: &str) -> String {
+        format!("{}.{}.{}", self.source, stream_part(schema), stream_part(table))
+    }
+
+    /// The plan for what the stream describes; `shapes` are those that the same
+    /// table had, the newest first.
+    pub(crate) fn of_relation(&mut self, relation: &Relation, shapes: &[Table]) -> Result<Compiled> {
         let fits = |table: &CatalogTable| {
             let streamed = relation.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
             let known = table.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
@@ -69,7 +98,7 @@ impl<S: Schemas> Compiler<S> {
             known => {
                 let types = relation.columns.iter().map(|column| (column.type_oid, column.typmod)).collect();
                 let names = self.handle.block_on(catalog::type_names(&self.client, types))?;
-                let table = as_it_was(relation, &names, known, before);
+                let table = as_it_was(relation, &names, known, shapes);
                 self.compile(&table)
             }
         }
@@ -86,8 +115,9 @@ impl<S: Schemas> Compiler<S> {
             Ok::<_, Error>((tables, Types::read(&self.client).await?))
         })?;
         self.types = types;
+        let published = self.tables.iter().find(|table| table.oid == oid).map_or(0, |table| table.published);
         self.tables.retain(|table| table.oid != oid);
-        self.tables.extend(tables);
+        self.tables.extend(tables.into_iter().map(|table| CatalogTable { published, ..table }));
         Ok(())
     }
 

@@ -15,5 +15,5 @@ mod progress;
 mod round;
 mod worker;
 
-pub(crate) use progress::{Progress, TableProgress};
+pub(crate) use progress::{Generation, Progress, TableProgress};
 pub(crate) use round::{Prepared, Round, prepare};

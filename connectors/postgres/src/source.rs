@@ -1,7 +1,8 @@
 //! The PostgreSQL source as the runtime sees it.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -14,17 +15,17 @@ use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
 use crate::capture::Capture;
-use crate::catalog::{self, CatalogTable, Types};
+use crate::catalog::Types;
 use crate::connection::Closer;
 use crate::control;
 use crate::error::control_failed;
 use crate::lsn::Lsn;
-use crate::publication;
 use crate::replication::{Replication, SystemIdentity};
 use crate::shape::Compiler;
 use crate::slot::{self, Identity};
-use crate::snapshot::{Prepared, Progress};
+use crate::snapshot::{Prepared, Progress, TableProgress};
 use crate::stream::{Feedback, Shared, Stream};
+use crate::tables::{self, LeftOut, Selection};
 use crate::target::Target;
 use crate::tls::Tls;
 
@@ -47,12 +48,20 @@ struct Running {
     closer: Closer,
     thread: JoinHandle<()>,
     shared: Arc<Shared>,
+    watcher: tokio::task::JoinHandle<()>,
 }
 
 /// Where a source is, for whoever asks.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
-    now: Arc<std::sync::Mutex<(Arc<Shared>, Progress)>>,
+    now: Arc<Mutex<Now>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Now {
+    shared: Arc<Shared>,
+    progress: Progress,
+    left_out: Vec<LeftOut>,
 }
 
 /// A table's reading.
@@ -73,24 +82,37 @@ pub struct TableReading {
 }
 
 impl Watch {
-    fn get(&self) -> (Arc<Shared>, Progress) {
-        self.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    fn get(&self) -> Now {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How far the server's WAL reaches, and what of it is durable here.
     pub fn positions(&self) -> (Lsn, Lsn) {
-        let (shared, _) = self.get();
+        let Now { shared, .. } = self.get();
         (Lsn(shared.received.load(Ordering::Relaxed)), shared.durable())
     }
 
     /// Whether a round is under way.
     pub fn is_reading(&self) -> bool {
-        self.get().0.reading.load(Ordering::Relaxed)
+        self.get().shared.reading.load(Ordering::Relaxed)
+    }
+
+    /// Tables that match and are not captured.
+    pub fn left_out(&self) -> Vec<LeftOut> {
+        self.get().left_out
+    }
+
+    /// Has tables read again that pass `wanted`, by stream; which they are.
+    pub fn read_again(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let Now { shared, progress, .. } = self.get();
+        let streams: Vec<String> = progress.all().into_keys().filter(|stream| wanted(stream)).collect();
+        shared.want(streams.iter().cloned());
+        streams
     }
 
     /// Every table's reading.
     pub fn tables(&self) -> Vec<TableReading> {
-        let reading = |(stream, table): (String, crate::snapshot::TableProgress)| {
+        let reading = |(stream, table): (String, TableProgress)| {
             let generation = table.generation?;
             Some(TableReading {
                 stream,
@@ -101,7 +123,7 @@ impl Watch {
                 rows: generation.rows,
             })
         };
-        self.get().1.all().into_iter().filter_map(reading).collect()
+        self.get().progress.all().into_iter().filter_map(reading).collect()
     }
 }
 
@@ -122,59 +144,6 @@ pub fn target(config: &Postgres) -> Result<Target> {
         password: config.password.as_ref().map(|password| password.expose().to_owned()),
         tls,
     })
-}
-
-/// The tables to capture: those that match, and can be. What is named and
-/// cannot be is an error; what a pattern only happens to match is passed over.
-pub(crate) async fn selected(client: &Client, config: &Postgres) -> Result<Vec<CatalogTable>> {
-    let found = catalog::tables(client, None, |name| config.tables.matches(name)).await?;
-    let mut tables = Vec::new();
-    for table in found {
-        let name = table.qualified();
-        let why = match table.kind {
-            'v' | 'm' => Some("it is a view, of which the WAL has no changes"),
-            'f' => Some("it is a foreign table, of which the WAL has no changes"),
-            _ if table.persistence == 'u' => Some("it is unlogged: the WAL has no changes of it"),
-            _ if table.is_partition => None,
-            _ => {
-                tables.push(table);
-                continue;
-            }
-        };
-        let named = config.tables.exact().any(|exact| exact == name);
-        match why {
-            Some(why) if named => {
-                let what = format!("{name} cannot be captured: {why}");
-                return Err(Error::halt(what).hint("take it out of `tables` of the source"));
-            }
-            Some(why) => tracing::debug!(table = name, why, "passed over"),
-            None => {}
-        }
-    }
-    for exact in config.tables.exact() {
-        if !tables.iter().any(|table| table.qualified() == exact) && config.tables.matches(exact) {
-            let what = format!("table {exact} does not exist, or is a partition");
-            return Err(Error::halt(what)
-                .hint("check `tables` of the source: names are schema.table, partitions go by their root"));
-        }
-    }
-    if let Some(table) = tables.iter().find(|table| !table.readable) {
-        let name = table.qualified();
-        return Err(Error::halt(format!("the role may not read {name}")).hint(format!(
-            "GRANT USAGE ON SCHEMA {} TO {2}; GRANT SELECT ON {} TO {2};",
-            crate::plan::quote(&table.schema),
-            table.quoted(),
-            crate::plan::quote(&config.user)
-        )));
-    }
-    if let Some(table) = tables.iter().find(|table| table.row_security) {
-        let what = format!("row security is active for this role on {}: a snapshot would lack rows", table.qualified());
-        return Err(Error::halt(what).hint(format!("ALTER ROLE {} BYPASSRLS;", crate::plan::quote(&config.user))));
-    }
-    if tables.is_empty() {
-        return Err(publication::nothing(config.tables.given()));
-    }
-    Ok(tables)
 }
 
 /// The database's oid, which a database dropped and made anew does not keep.
@@ -205,6 +174,7 @@ impl<S: Schemas> PostgresSource<S> {
 
     async fn halt_running(&mut self) {
         let Some(running) = self.running.take() else { return };
+        running.watcher.abort();
         running.shared.stop.store(true, Ordering::Relaxed);
         drop(running.batches);
         let stopped = tokio::task::spawn_blocking(move || {
@@ -261,26 +231,11 @@ impl<S: Schemas> Source for PostgresSource<S> {
         if let Some(known) = &known {
             slot::same_server(known, &system, &identity)?;
         }
-        let tables = selected(&client, &self.config).await?;
-        let mut publications = Vec::new();
-        for wanted in publication::wanted(&self.config.publication, &tables) {
-            if wanted.name != self.config.publication {
-                let names: Vec<&str> = wanted.tables.iter().map(|(name, _)| name.as_str()).collect();
-                tracing::warn!(
-                    tables = names.join(", "),
-                    "no replica identity: only inserts and truncates are captured. For the rest: ALTER TABLE … REPLICA IDENTITY FULL, or add a primary key"
-                );
-            }
-            publication::ensure(&client, &wanted).await?;
-            publications.push(wanted.name);
+        let Selection { tables, left_out } = tables::prepare(&client, &self.config, resume.is_some()).await?;
+        for out in &left_out {
+            tracing::error!(table = out.table, why = out.why, sql = out.sql, "is not captured");
         }
-        for name in publication::harmful(&client, &self.config.publication, &tables).await? {
-            tracing::error!(
-                table = name,
-                publication = self.config.publication,
-                "has no replica identity and is published with updates: its UPDATEs and DELETEs fail at the source. ALTER PUBLICATION … DROP TABLE it"
-            );
-        }
+        let publications = tables::publications(&self.config, &tables);
         let found = slot::read(&client, &self.config.slot).await?;
         slot::fits(&self.config.slot, found.as_ref(), &identity.database, resume)?;
         let mut first_round = None;
@@ -340,8 +295,15 @@ impl<S: Schemas> Source for PostgresSource<S> {
             handle: Handle::current(),
             types,
             tables,
+            left_out: left_out.iter().map(|out| out.oid).collect(),
         };
+        let captured: BTreeSet<String> =
+            compiler.tables.iter().map(|table| compiler.stream_of(&table.schema, &table.name)).collect();
         let mut capture = Capture::new(compiler, progress.clone(), from);
+        // Who comes back later is read anew: nobody followed it meanwhile.
+        for stream in progress.all().into_keys().filter(|stream| !captured.contains(stream)) {
+            capture.remember(progress.forget(&stream));
+        }
         if known.is_none() {
             let value = serde_json::to_vec(&identity).expect("an identity serialises");
             capture.remember([StateChange { key: Identity::STATE_KEY.into(), value: Some(value.into()) }]);
@@ -366,6 +328,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         }
         let closer =
             replication.closer().map_err(|error| Error::retry("could not share the connection").because(error))?;
+        let out_of_step = out.clone();
         let stream = Stream {
             replication: Feedback::new(replication, shared.clone()),
             capture,
@@ -376,12 +339,14 @@ impl<S: Schemas> Source for PostgresSource<S> {
             heartbeat: self.config.heartbeat,
             first_round: first_round.filter(|_| self.config.snapshot != SnapshotMode::Never),
         };
-        *self.watch.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (shared.clone(), progress);
+        *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) = Now { shared: shared.clone(), progress, left_out };
+        let watching = tables::watch(self.target.clone(), self.config.clone(), out_of_step);
         let thread = std::thread::Builder::new()
             .name(format!("stream-{}", self.name))
             .spawn(move || stream.run())
             .map_err(|error| Error::retry("could not start the stream's thread").because(error))?;
-        self.running = Some(Running { batches, closer, thread, shared });
+        let watcher = tokio::spawn(watching);
+        self.running = Some(Running { batches, closer, thread, shared, watcher });
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The thread that owns the replication connection: stream in, batches out,
 //! feedback back, and rounds of the snapshot between transactions.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -34,9 +34,20 @@ pub(crate) struct Shared {
     pub(crate) snapshot_done: AtomicBool,
     /// A round is under way.
     pub(crate) reading: AtomicBool,
+    /// Streams that somebody asked to have read again.
+    wanted: Mutex<Vec<String>>,
 }
 
 impl Shared {
+    /// Asks for streams to be read again.
+    pub(crate) fn want(&self, streams: impl IntoIterator<Item = String>) {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).extend(streams);
+    }
+
+    fn take_wanted(&self) -> Vec<String> {
+        std::mem::take(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(crate) fn durable(&self) -> Lsn {
         Lsn(self.durable.load(Ordering::Acquire))
     }
@@ -112,6 +123,10 @@ impl<S: Schemas> Stream<S> {
         if let Some(prepared) = self.first_round.take() {
             self.round(prepared)?;
         }
+        self.capture.look_at_shapes()?;
+        if self.capture.takes_again() {
+            self.shared.snapshot_done.store(false, Ordering::Release);
+        }
         let mut serial = 0;
         let mut preparing: Option<mpsc::Receiver<Result<Prepared>>> = None;
         let mut prepared: Option<Prepared> = None;
@@ -173,8 +188,15 @@ impl<S: Schemas> Stream<S> {
                 idle_since = Instant::now();
                 continue;
             }
+            if self.capture.takes_again() {
+                self.shared.snapshot_done.store(false, Ordering::Release);
+            }
             let drained = !self.replication.replication.is_ready();
             if drained && self.capture.is_between() {
+                for stream in self.shared.take_wanted() {
+                    tracing::info!(stream, "is read again, as asked");
+                    self.capture.read_again(&stream);
+                }
                 let due = asked || idle_since.elapsed() >= IDLE.min(self.heartbeat);
                 if self.capture.is_waiting() || (self.capture.has_idle_position() && due) {
                     self.hand()?;
@@ -201,7 +223,7 @@ impl<S: Schemas> Stream<S> {
             .compiler
             .tables
             .iter()
-            .filter(|t| self.capture.compiler.wants(&t.schema, &t.name))
+            .filter(|t| self.capture.compiler.wants(t.oid, &t.schema, &t.name))
             .cloned()
             .collect();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);

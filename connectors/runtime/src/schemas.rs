@@ -56,10 +56,11 @@ impl SchemaBook {
 }
 
 impl Schemas for SchemaBook {
-    fn latest(&self, stream: &str) -> Option<Table> {
+    fn shapes(&self, stream: &str) -> Vec<(SchemaNumber, Table)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let shapes = known.by_table.values().filter(|shape| shape.table.stream() == stream);
-        shapes.max_by_key(|shape| shape.number).map(|shape| shape.table.clone())
+        let mut shapes: Vec<_> = known.by_table.values().filter(|shape| shape.table.stream() == stream).collect();
+        shapes.sort_by_key(|shape| std::cmp::Reverse(shape.number));
+        shapes.into_iter().map(|shape| (shape.number, shape.table.clone())).collect()
     }
 
     fn resolve(&self, table: &Table) -> Result<Resolved> {

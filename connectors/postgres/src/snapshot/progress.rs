@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use storage::{State, StateChange};
 
+use crate::catalog::CatalogTable;
+
 const TABLE: &str = "source/table/";
 const CHUNK: &str = "source/chunk/";
 const OWED: &str = "source/owed/";
@@ -15,6 +17,9 @@ const OWED: &str = "source/owed/";
 pub(crate) struct Generation {
     /// The table's oid: a table dropped and made anew is another.
     pub(crate) oid: u32,
+    /// Of its place in the publication.
+    #[serde(default)]
+    pub(crate) published: u32,
     /// Counts from 1; 0: never read, by configuration.
     pub(crate) generation: u64,
     /// All was read.
@@ -29,6 +34,13 @@ pub(crate) struct Generation {
     pub(crate) chunk_blocks: u64,
     /// Rows read so far.
     pub(crate) rows: u64,
+}
+
+impl Generation {
+    /// Whether it is a reading of this very table, followed ever since.
+    pub(crate) fn is_of(&self, table: &CatalogTable) -> bool {
+        (self.oid, self.published) == (table.oid, table.published)
+    }
 }
 
 /// A table's progress.
@@ -103,7 +115,7 @@ impl Progress {
     pub(crate) fn set(&self, stream: &str, generation: Generation) -> Vec<StateChange> {
         let mut tables = self.lock();
         let table = tables.entry(stream.to_owned()).or_default();
-        let anew = table.generation.as_ref().is_none_or(|g| g.generation != generation.generation);
+        let anew = table.generation.as_ref().is_none_or(|g| g.generation != generation.generation) || generation.oid == 0;
         let mut changes = Vec::new();
         if anew || generation.finished {
             for (leaf, number) in std::mem::take(&mut table.chunks) {
@@ -116,6 +128,23 @@ impl Progress {
         changes.push(put(format!("{TABLE}{stream}"), serde_json::to_vec(&generation).expect("it serialises")));
         table.generation = Some(generation);
         changes
+    }
+
+    /// What was read counts for nothing any more: the table is read again.
+    pub(crate) fn again(&self, stream: &str) -> Vec<StateChange> {
+        match self.get(stream).generation {
+            // Another oid than any table's.
+            Some(generation) => self.set(stream, Generation { oid: 0, finished: false, ..generation }),
+            None => Vec::new(),
+        }
+    }
+
+    /// The table is followed no more.
+    pub(crate) fn forget(&self, stream: &str) -> Vec<StateChange> {
+        let Some(table) = self.lock().remove(stream) else { return Vec::new() };
+        let chunks = table.chunks.iter().map(|&(leaf, number)| chunk_key(stream, leaf, number));
+        let owed = table.owed.iter().map(|key| owed_key(stream, key));
+        chunks.chain(owed).chain([format!("{TABLE}{stream}")]).map(remove).collect()
     }
 
     pub(crate) fn set_total(&self, stream: &str, total: u64) {

@@ -10,8 +10,7 @@ use bytes::Bytes;
 use connector::{Captured, Error, Mark, Result, Schemas, fault, patch_first_ordinal};
 use storage::{Kind, LogBatch, Micros, StateChange};
 
-use crate::catalog::CatalogTable;
-use crate::error::control_failed;
+use crate::catalog::{self, CatalogTable, Leaf};
 use crate::lsn::Lsn;
 use crate::plan::{literal, quote};
 use crate::replication::Replication;
@@ -95,12 +94,12 @@ impl<S: Schemas> Round<'_, S> {
         let mut jobs = Vec::new();
         let mut chunks = VecDeque::new();
         for table in tables {
-            let compiled = self.compiler.compile(table)?;
-            let before = self.progress.get(&compiled.stream);
-            if before.generation.as_ref().is_some_and(|g| g.finished && g.oid == table.oid) {
+            let before = self.progress.get(&self.compiler.stream_of(&table.schema, &table.name));
+            if before.generation.as_ref().is_some_and(|g| g.finished && g.is_of(table)) {
                 continue;
             }
-            let leaves = self.leaves(table)?;
+            let compiled = self.compiler.compile(table)?;
+            let leaves = self.compiler.handle.block_on(catalog::leaves(&self.compiler.client, table))?;
             let nodes: BTreeMap<u32, u32> = leaves.iter().map(|leaf| (leaf.oid, leaf.file_node)).collect();
             // What has no key cannot be read in parts: a row that moved would come twice.
             let goes_on = before.generation.as_ref().is_some_and(|g| {
@@ -114,6 +113,7 @@ impl<S: Schemas> Round<'_, S> {
                 before => {
                     let generation = Generation {
                         oid: table.oid,
+                        published: table.published,
                         generation: before.map_or(1, |g| g.generation + 1),
                         finished: false,
                         file_nodes: nodes,
@@ -251,10 +251,7 @@ impl<S: Schemas> Round<'_, S> {
         for job in &jobs {
             again |= job.left > 0 || job.changed;
             if job.changed {
-                // Another oid than any table's: the next round begins a new generation.
-                let forgotten = Generation { oid: 0, ..job.generation.clone() };
-                let changes = self.progress.set(&job.compiled.stream, forgotten);
-                hand(end_of_chunk(changes, self.now))?;
+                hand(end_of_chunk(self.progress.again(&job.compiled.stream), self.now))?;
             }
         }
         Ok(again)
@@ -286,34 +283,6 @@ impl<S: Schemas> Round<'_, S> {
             commit_time: self.now.0,
         }
     }
-
-    /// The relations that hold a table's rows.
-    fn leaves(&self, table: &CatalogTable) -> Result<Vec<Leaf>> {
-        let sql = "SELECT c.oid, n.nspname::text, c.relname::text, coalesce(pg_relation_filenode(c.oid), 0)::oid,
-                          pg_relation_size(c.oid) / current_setting('block_size')::bigint
-                     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                    WHERE c.relkind = 'r' AND (c.oid = $1 OR c.oid IN
-                          (SELECT relid::oid FROM pg_partition_tree($1::oid::regclass) WHERE isleaf))
-                    ORDER BY c.oid";
-        let rows = self.compiler.handle.block_on(self.compiler.client.query(sql, &[&table.oid]));
-        let rows = rows.map_err(|error| control_failed(error, format!("could not measure {}", table.qualified())))?;
-        Ok(rows
-            .iter()
-            .map(|row| Leaf {
-                oid: row.get(0),
-                name: format!("{}.{}", quote(row.get(1)), quote(row.get(2))),
-                file_node: row.get(3),
-                blocks: row.get::<_, i64>(4).max(0) as u64,
-            })
-            .collect())
-    }
-}
-
-struct Leaf {
-    oid: u32,
-    name: String,
-    file_node: u32,
-    blocks: u64,
 }
 
 fn chunk_of(job: usize, compiled: &Compiled, leaf: &Leaf, number: u64, blocks: u64) -> Chunk {

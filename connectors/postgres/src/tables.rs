@@ -1,0 +1,205 @@
+//! Which tables are captured: selected, published, and watched for changes of
+//! both, since a table that appears, or that somebody takes out of the
+//! publication, sends nothing that would tell.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::Postgres;
+use connector::{Captured, Error, Result};
+use serde::Serialize;
+use tokio::sync::mpsc::Sender;
+use tokio_postgres::Client;
+
+use crate::catalog::{self, CatalogTable};
+use crate::control;
+use crate::error::control_failed;
+use crate::plan::quote;
+use crate::publication;
+use crate::target::Target;
+
+/// A table that matches and is not captured.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeftOut {
+    #[serde(skip)]
+    pub(crate) oid: u32,
+    /// As `schema.table`.
+    pub table: String,
+    /// What is in the way.
+    pub why: String,
+    /// What mends it.
+    pub sql: String,
+}
+
+/// What is captured, and what is not.
+#[derive(Debug, Default)]
+pub(crate) struct Selection {
+    pub(crate) tables: Vec<CatalogTable>,
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+/// The tables to capture: those that match, and can be. What is named and
+/// cannot be is an error; what a pattern only happens to match is passed over.
+/// With `lenient`, a table that somebody added without a thought for us does
+/// not stop those that are followed already.
+pub(crate) async fn select(client: &Client, config: &Postgres, lenient: bool) -> Result<Selection> {
+    let found = catalog::tables(client, None, |name| config.tables.matches(name)).await?;
+    let named = |table: &CatalogTable| config.tables.exact().any(|exact| exact == table.qualified());
+    let mut selection = Selection::default();
+    for table in found {
+        let name = table.qualified();
+        let why = match table.kind {
+            'v' | 'm' => Some("it is a view, of which the WAL has no changes"),
+            'f' => Some("it is a foreign table, of which the WAL has no changes"),
+            _ if table.persistence == 'u' => Some("it is unlogged: the WAL has no changes of it"),
+            _ if table.is_partition => None,
+            _ => {
+                selection.tables.push(table);
+                continue;
+            }
+        };
+        match why {
+            Some(why) if named(&table) => {
+                let what = format!("{name} cannot be captured: {why}");
+                return Err(Error::halt(what).hint("take it out of `tables` of the source"));
+            }
+            Some(why) => tracing::debug!(table = name, why, "passed over"),
+            None => {}
+        }
+    }
+    for exact in config.tables.exact() {
+        if !selection.tables.iter().any(|table| table.qualified() == exact) && config.tables.matches(exact) {
+            let what = format!("table {exact} does not exist, or is a partition");
+            return Err(Error::halt(what)
+                .hint("check `tables` of the source: names are schema.table, partitions go by their root"));
+        }
+    }
+    let role = quote(&config.user);
+    for table in std::mem::take(&mut selection.tables) {
+        let name = table.qualified();
+        let (why, sql) = if !table.readable {
+            let (schema, quoted) = (quote(&table.schema), table.quoted());
+            let sql = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {quoted} TO {role};");
+            (format!("the role may not read {name}"), sql)
+        } else if table.row_security {
+            let why = format!("row security is active for this role on {name}: a snapshot would lack rows");
+            (why, format!("ALTER ROLE {role} BYPASSRLS;"))
+        } else {
+            selection.tables.push(table);
+            continue;
+        };
+        if !lenient || named(&table) {
+            return Err(Error::halt(why).hint(sql));
+        }
+        selection.left_out.push(LeftOut { oid: table.oid, table: name, why, sql });
+    }
+    if selection.tables.is_empty() {
+        return Err(publication::nothing(config.tables.given()));
+    }
+    Ok(selection)
+}
+
+/// Selects, and brings the publications in step.
+pub(crate) async fn prepare(client: &Client, config: &Postgres, lenient: bool) -> Result<Selection> {
+    let mut selection = select(client, config, lenient).await?;
+    for wanted in publication::wanted(&config.publication, &selection.tables) {
+        if wanted.name != config.publication {
+            let names: Vec<&str> = wanted.tables.iter().map(|(name, _)| name.as_str()).collect();
+            tracing::warn!(
+                tables = names.join(", "),
+                "no replica identity: only inserts and truncates are captured. For the rest: ALTER TABLE … REPLICA IDENTITY FULL, or add a primary key"
+            );
+        }
+        let Err(error) = publication::ensure(client, &wanted).await else { continue };
+        let outside = publication::outside(client, &wanted).await?;
+        let by_pattern = |name: &String| !config.tables.exact().any(|exact| exact == name);
+        if !lenient || outside.is_empty() || !outside.iter().all(by_pattern) {
+            return Err(error);
+        }
+        let sql = error.remedy().unwrap_or_default().to_owned();
+        let gone = |table: &CatalogTable| outside.contains(&table.qualified());
+        for table in selection.tables.iter().filter(|table| gone(table)) {
+            let why = format!("it is not in publication {:?}, which the role may not change", wanted.name);
+            selection.left_out.push(LeftOut { oid: table.oid, table: table.qualified(), why, sql: sql.clone() });
+        }
+        selection.tables.retain(|table| !gone(table));
+    }
+    for name in publication::harmful(client, &config.publication, &selection.tables).await? {
+        tracing::error!(
+            table = name,
+            publication = config.publication,
+            "has no replica identity and is published with updates: its UPDATEs and DELETEs fail at the source. ALTER PUBLICATION … DROP TABLE it"
+        );
+    }
+    let places = places(client, config).await?;
+    for table in &mut selection.tables {
+        table.published = places.get(&table.oid).copied().unwrap_or(0);
+    }
+    Ok(selection)
+}
+
+/// The publications that the stream is of.
+pub(crate) fn publications(config: &Postgres, tables: &[CatalogTable]) -> Vec<String> {
+    publication::wanted(&config.publication, tables).into_iter().map(|wanted| wanted.name).collect()
+}
+
+/// Each table's place in our publications, by oid.
+async fn places(client: &Client, config: &Postgres) -> Result<HashMap<u32, u32>> {
+    let sql = "SELECT r.prrelid, r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                WHERE p.pubname = ANY($1)";
+    let rows = client.query(sql, &[&publication::names(&config.publication)]).await;
+    let rows = rows.map_err(|error| control_failed(error, "could not read what is published"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Everything that decides what is captured, and how.
+const STANDING: &str = "
+SELECT n.nspname || '.' || c.relname, c.oid || ' ' || c.relreplident || ' ' || coalesce(r.oid, 0) || ' ' ||
+       has_table_privilege(c.oid, 'SELECT') || ' ' || (SELECT md5(string_agg(
+           a.attnum || a.attname || a.atttypid || '/' || a.atttypmod || a.atthasmissing, ',' ORDER BY a.attnum))
+          FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN (pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = ANY($1))
+    ON r.prrelid = c.oid
+ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
+   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+UNION ALL
+SELECT NULL, pubname || pubinsert || pubupdate || pubdelete || pubtruncate || pubviaroot || puballtables
+  FROM pg_publication WHERE pubname = ANY($1)
+ ORDER BY 1, 2";
+
+async fn standing(client: &Client, config: &Postgres) -> Result<Vec<(Option<String>, String)>> {
+    let rows = client.query(STANDING, &[&publication::names(&config.publication)]).await;
+    let rows = rows.map_err(|error| control_failed(error, "could not look at the tables"))?;
+    let wanted = |name: &Option<String>| name.as_ref().is_none_or(|name| config.tables.matches(name));
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).filter(|(name, _)| wanted(name)).collect())
+}
+
+/// Looks again and again; when something that matters has changed, hands on an
+/// error that has the source opened anew, and ends.
+pub(crate) async fn watch(target: Target, config: Arc<Postgres>, out: Sender<Result<Captured>>) {
+    let every = config.heartbeat.max(Duration::from_secs(1));
+    let mut client: Option<Client> = None;
+    let mut before = None;
+    loop {
+        if client.as_ref().is_none_or(Client::is_closed) {
+            // A server that is away is the stream's to tell of.
+            client = control::connect(&target).await.ok();
+        }
+        if let Some(client) = &client
+            && let Ok(now) = standing(client, &config).await
+        {
+            if before.as_ref().is_some_and(|before| *before != now) {
+                let changed = "the tables or publications have changed at the server: capture begins anew";
+                let _ = out.send(Err(Error::retry(changed))).await;
+                return;
+            }
+            before = Some(now);
+        }
+        tokio::select! {
+            () = out.closed() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+    }
+}
