@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod accidents;
 mod bad_input;
 mod kills;
 mod s3;

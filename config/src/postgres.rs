@@ -13,6 +13,8 @@ use crate::section::{Secret, Section};
 /// A PostgreSQL source.
 #[derive(Clone, Debug)]
 pub struct Postgres {
+    /// The source's name.
+    pub name: String,
     /// Name, address, or a socket's folder.
     pub host: String,
     /// Port.
@@ -84,6 +86,7 @@ impl Postgres {
         let folder = section.faulty.file.parent().map(PathBuf::from).unwrap_or_default();
         let text = section.required("url");
         let mut source = Self {
+            name: name.into(),
             host: "localhost".into(),
             port: 5432,
             user: String::new(),

@@ -36,6 +36,22 @@ pub(crate) enum Command {
     Status,
     /// Events of a source as NDJSON
     Tail(Tail),
+    /// Reads tables again, while following goes on
+    Snapshot {
+        /// The source
+        source: String,
+        /// Which, as schema.table; patterns allowed
+        #[arg(required = true)]
+        tables: Vec<String>,
+    },
+    /// Mends a gap, after saying what it will do
+    Repair {
+        /// The source
+        source: String,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
     /// Looks into the logs
     Log {
         #[command(subcommand)]

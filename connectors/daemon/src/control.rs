@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ const LONGEST: u64 = 64 << 10;
 /// Answers until cancelled.
 pub(crate) async fn serve(
     path: &Path,
-    answer: impl Fn() -> Value + Send + Sync + 'static,
+    answer: impl Fn(&Value) -> Value + Send + Sync + 'static,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     // Left by a daemon that was killed; the log's lock says that none runs.
@@ -36,25 +36,22 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn serve_one(stream: UnixStream, answer: &impl Fn() -> Value) -> std::io::Result<()> {
+async fn serve_one(stream: UnixStream, answer: &impl Fn(&Value) -> Value) -> std::io::Result<()> {
     use tokio::io::AsyncReadExt;
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read).take(LONGEST).read_line(&mut line).await?;
     let asked: Value = serde_json::from_str(&line).unwrap_or_default();
-    let answered = match asked["command"].as_str() {
-        Some("status") => answer(),
-        _ => json!({"error": "this daemon does not know the command"}),
-    };
+    let answered = answer(&asked);
     write.write_all(format!("{answered}\n").as_bytes()).await
 }
 
 /// Asks a running daemon; None if none runs.
-pub(crate) async fn ask(path: &Path, command: &str) -> Option<Value> {
+pub(crate) async fn ask(path: &Path, request: &Value) -> Option<Value> {
     let asked = async {
         let stream = UnixStream::connect(path).await.ok()?;
         let (read, mut write) = stream.into_split();
-        write.write_all(format!("{}\n", json!({"command": command})).as_bytes()).await.ok()?;
+        write.write_all(format!("{request}\n").as_bytes()).await.ok()?;
         let mut line = String::new();
         BufReader::new(read).read_line(&mut line).await.ok()?;
         serde_json::from_str(&line).ok()

@@ -8,8 +8,10 @@ mod init;
 mod layout;
 mod log;
 mod progress;
+mod repair;
 mod run;
 mod sinks;
+mod snapshot;
 mod status;
 mod tail;
 
@@ -53,6 +55,8 @@ async fn command(args: Args) -> Exit {
         Command::Check { sql } => check::run(config, args.json, *sql).await,
         Command::Status => status::run(config, args.json).await,
         Command::Tail(tail) => tail::run(&config, tail),
+        Command::Snapshot { source, tables } => snapshot::run(&config, source, tables, args.json).await,
+        Command::Repair { source, yes } => repair::run(&config, source, *yes, args.json).await,
         Command::Log { command } => log::run(&config, command, args.json),
         Command::Init { .. } => Exit::Done,
     }

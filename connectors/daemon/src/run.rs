@@ -6,6 +6,7 @@ use config::{Config, Source};
 use connector::{Error, Result, Table, TableKind};
 use connector_postgres::PostgresSource;
 use connector_runtime::{Delivery, Ended, Pipeline, SchemaBook, SinkStatus, SourceStatus};
+use serde_json::{Value, json};
 use storage::{EventLog, Log, Options, Retain};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, failure, log_error};
 use crate::status::Live;
-use crate::{control, layout, progress, sinks, status};
+use crate::{control, layout, progress, sinks, snapshot, status};
 
 pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
     let stop = CancellationToken::new();
@@ -134,7 +135,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let serving = CancellationToken::new();
     let server = tokio::spawn({
         let serving = serving.clone();
-        async move { control::serve(&socket, move || status::live(&lives), serving).await }
+        async move { control::serve(&socket, move |asked| answer(&lives, asked), serving).await }
     });
 
     let mut ended = Ended::default();
@@ -161,4 +162,13 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     }
     registry.close().await;
     Ok(ended)
+}
+
+/// What commands ask of a running daemon.
+fn answer(lives: &[Live], asked: &Value) -> Value {
+    match asked["command"].as_str() {
+        Some("status") => status::live(lives),
+        Some("snapshot") => snapshot::running(lives, asked),
+        _ => json!({"error": "this daemon does not know the command"}),
+    }
 }

@@ -47,6 +47,7 @@ pub(crate) fn live(pieces: &[Live]) -> Value {
             "events": state.events,
             "problem": state.problem,
             "tables": live.watch.tables(),
+            "not_captured": live.watch.left_out(),
             "log": {
                 "id": live.log.id(), "epoch": live.log.epoch(), "start": live.log.start(), "end": high_water,
                 "stats": live.log.stats(),
@@ -108,7 +109,7 @@ fn stopped(config: &Config) -> connector::Result<Value> {
 }
 
 pub(crate) async fn run(config: Config, as_json: bool) -> Exit {
-    let status = match control::ask(&layout::socket(&config), "status").await {
+    let status = match control::ask(&layout::socket(&config), &json!({"command": "status"})).await {
         Some(status) => status,
         None => match stopped(&config) {
             Ok(status) => status,
@@ -144,6 +145,10 @@ fn print(status: &Value) {
             source["log"]["end"]
         );
         problem(&source["problem"]);
+        for table in source["not_captured"].as_array().into_iter().flatten() {
+            println!("       not captured: {}, {}", text(&table["table"]), text(&table["why"]));
+            println!("       what to do: {}", text(&table["sql"]));
+        }
         for table in source["tables"].as_array().into_iter().flatten().filter(|table| table["finished"] == false) {
             println!(
                 "       reading {} {}/{} chunks, {} rows",

@@ -165,7 +165,7 @@ async fn look(
             Some(sql),
         ));
     }
-    match slot::fits(&config.slot, found.as_ref(), &config.database, durable) {
+    match slot::fits(config.into(), found.as_ref(), durable) {
         Ok(()) => findings.push(Finding::ok(match &found {
             Some(found) => format!("slot {:?} confirmed up to {}", config.slot, found.confirmed),
             None => format!("slot {:?} is not there yet; `run` makes it", config.slot),

@@ -1,12 +1,13 @@
 //! The replication slot, and whether it still fits what the log holds.
 
+use config::Postgres;
 use connector::{Error, Result};
 use serde::{Deserialize, Serialize};
+use storage::{State, StateChange};
 use tokio_postgres::Client;
 
 use crate::error::control_failed;
 use crate::lsn::Lsn;
-use crate::replication::SystemIdentity;
 
 /// Which server, database and slot a log belongs to; in the log's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +20,18 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    pub(crate) const STATE_KEY: &'static str = "source/identity";
+    const STATE_KEY: &'static str = "source/identity";
+
+    /// As the log's state has it.
+    pub(crate) fn of(state: &State) -> Option<Self> {
+        serde_json::from_slice(state.get(Self::STATE_KEY.as_bytes())?).ok()
+    }
+
+    /// For the log's state.
+    pub(crate) fn change(&self) -> StateChange {
+        let value = serde_json::to_vec(self).expect("an identity serialises");
+        StateChange { key: Self::STATE_KEY.into(), value: Some(value.into()) }
+    }
 }
 
 /// A slot as the server shows it.
@@ -57,42 +69,63 @@ pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
     }))
 }
 
-const NEW_START: &str = "to begin anew: move `data_dir` away, and point the sinks at an empty destination";
+/// What the configuration says of the slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ours<'a> {
+    source: &'a str,
+    slot: &'a str,
+    database: &'a str,
+}
+
+impl<'a> From<&'a Postgres> for Ours<'a> {
+    fn from(config: &'a Postgres) -> Self {
+        Self { source: &config.name, slot: &config.slot, database: &config.database }
+    }
+}
+
+impl Ours<'_> {
+    /// The command that mends a gap.
+    fn repair(&self) -> String {
+        format!("`highwater repair {}` says what mends it: a new slot, and every table read again", self.source)
+    }
+}
 
 /// Compares the server with what the log was filled from.
-pub(crate) fn same_server(known: &Identity, system: &SystemIdentity, now: &Identity) -> Result<()> {
-    let changed = if known.system_identifier != system.system_identifier {
+pub(crate) fn same_server(ours: Ours<'_>, known: &Identity, now: &Identity) -> Result<()> {
+    let changed = if known.system_identifier != now.system_identifier {
         format!(
             "this is another server: its system identifier is {}, the log was filled from {}",
-            system.system_identifier, known.system_identifier
+            now.system_identifier, known.system_identifier
         )
     } else if known.database_oid != now.database_oid {
         format!(
             "this is another database: {:?} (oid {}), the log was filled from {:?} (oid {})",
             now.database, now.database_oid, known.database, known.database_oid
         )
-    } else if known.timeline != system.timeline {
+    } else if known.timeline != now.timeline {
         format!(
             "the server is on timeline {}, the log was filled from timeline {}: a standby was promoted or a backup \
              restored, and changes may be missing on either side",
-            system.timeline, known.timeline
+            now.timeline, known.timeline
         )
     } else if known.slot != now.slot {
         format!("the log was filled through slot {:?}, the configuration says {:?}", known.slot, now.slot)
     } else {
         return Ok(());
     };
-    Err(Error::halt(changed).hint(format!("put back the server, database and slot that the log knows; or {NEW_START}")))
+    let remedy = ours.repair();
+    Err(Error::halt(changed).hint(format!("put back the server, database and slot that the log knows; or {remedy}")))
 }
 
 /// Whether the slot can go on from where the log stands.
-pub(crate) fn fits(name: &str, slot: Option<&Slot>, database: &str, durable: Option<Lsn>) -> Result<()> {
+pub(crate) fn fits(ours: Ours<'_>, slot: Option<&Slot>, durable: Option<Lsn>) -> Result<()> {
+    let Ours { slot: name, database, .. } = ours;
     let Some(slot) = slot else {
         let Some(durable) = durable else { return Ok(()) };
         return Err(Error::halt(format!(
             "slot {name:?} is gone: the log ends at {durable}, and what the server did since is not kept for us"
         ))
-        .hint(NEW_START));
+        .hint(ours.repair()));
     };
     if slot.plugin != "pgoutput" {
         let what = format!("slot {name:?} is of plugin {:?}, not pgoutput", slot.plugin);
@@ -111,7 +144,7 @@ pub(crate) fn fits(name: &str, slot: Option<&Slot>, database: &str, durable: Opt
         return Err(Error::halt(format!(
             "slot {name:?} was invalidated: the server has removed WAL that it needed, from {from} on"
         ))
-        .hint(format!("SELECT pg_drop_replication_slot('{name}'); then {NEW_START}")));
+        .hint(ours.repair()));
     }
     if let Some(durable) = durable
         && slot.confirmed > durable
@@ -121,7 +154,7 @@ pub(crate) fn fits(name: &str, slot: Option<&Slot>, database: &str, durable: Opt
              anew, and the log ends at {durable}",
             slot.confirmed, slot.confirmed
         ))
-        .hint(NEW_START));
+        .hint(ours.repair()));
     }
     Ok(())
 }
@@ -140,11 +173,13 @@ mod tests {
             wal_status: "reserved".into(),
             two_phase: false,
         };
-        assert!(fits("s", Some(&slot), "shop", Some(Lsn(0x200))).is_ok());
-        assert!(fits("s", Some(&slot), "shop", None).is_ok());
-        let error = fits("s", Some(&slot), "shop", Some(Lsn(0x100))).unwrap_err();
+        let ours = Ours { source: "shop", slot: "s", database: "shop" };
+        assert!(fits(ours, Some(&slot), Some(Lsn(0x200))).is_ok());
+        assert!(fits(ours, Some(&slot), None).is_ok());
+        let error = fits(ours, Some(&slot), Some(Lsn(0x100))).unwrap_err();
         assert!(error.to_string().contains("0/100 to 0/200"), "{error}");
-        assert!(fits("s", None, "shop", Some(Lsn(1))).unwrap_err().to_string().contains("is gone"));
-        assert!(fits("s", Some(&slot), "other", None).is_err());
+        assert!(fits(ours, None, Some(Lsn(1))).unwrap_err().to_string().contains("is gone"));
+        let other = Ours { database: "other", ..ours };
+        assert!(fits(other, Some(&slot), None).is_err());
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use config::{Postgres, PostgresTls, SnapshotMode};
 use connector::{Captured, Error, Result, Schemas, Source};
 use serde::Serialize;
-use storage::{Durable, Kind, LogBatch, Micros, Position, State, StateChange};
+use storage::{Durable, Kind, LogBatch, Micros, Position, State};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
@@ -189,30 +189,31 @@ impl<S: Schemas> PostgresSource<S> {
         // A panic of the thread was told by the panic itself.
         let _ = stopped.await;
     }
+}
 
-    async fn connect(&self) -> Result<(Client, Replication, SystemIdentity)> {
-        let client = control::connect(&self.target).await?;
-        let level = control::scalar(&client, "SHOW wal_level").await?;
-        if level != "logical" {
-            return Err(Error::halt(format!("the server has wal_level = {level}, capture needs logical"))
-                .hint("ALTER SYSTEM SET wal_level = 'logical'; then restart the server"));
-        }
-        let target = self.target.clone();
-        let attempt = format!("could not open a replication connection to {target}");
-        let connected = tokio::task::spawn_blocking(move || {
-            let mut replication = Replication::connect(&target)?;
-            let system = replication.identify_system()?;
-            Ok((replication, system))
-        });
-        let connected = connected.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
-        let (replication, system) = connected.map_err(|error: crate::error::WireError| {
-            let refused = matches!(&error, crate::error::WireError::Server(server) if server.code == "42501");
-            let failed = error.during(attempt);
-            let role = crate::plan::quote(&self.config.user);
-            if refused { failed.hint(format!("ALTER ROLE {role} REPLICATION;")) } else { failed }
-        })?;
-        Ok((client, replication, system))
+/// Both connections, and which server it is.
+pub(crate) async fn connect(target: &Target) -> Result<(Client, Replication, SystemIdentity)> {
+    let client = control::connect(target).await?;
+    let level = control::scalar(&client, "SHOW wal_level").await?;
+    if level != "logical" {
+        return Err(Error::halt(format!("the server has wal_level = {level}, capture needs logical"))
+            .hint("ALTER SYSTEM SET wal_level = 'logical'; then restart the server"));
     }
+    let to = target.clone();
+    let attempt = format!("could not open a replication connection to {target}");
+    let connected = tokio::task::spawn_blocking(move || {
+        let mut replication = Replication::connect(&to)?;
+        let system = replication.identify_system()?;
+        Ok((replication, system))
+    });
+    let connected = connected.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
+    let (replication, system) = connected.map_err(|error: crate::error::WireError| {
+        let refused = matches!(&error, crate::error::WireError::Server(server) if server.code == "42501");
+        let failed = error.during(attempt);
+        let role = crate::plan::quote(&target.user);
+        if refused { failed.hint(format!("ALTER ROLE {role} REPLICATION;")) } else { failed }
+    })?;
+    Ok((client, replication, system))
 }
 
 impl<S: Schemas> Source for PostgresSource<S> {
@@ -224,12 +225,11 @@ impl<S: Schemas> Source for PostgresSource<S> {
                 Error::halt("the log's position is not one of PostgreSQL's").hint("the log belongs to another source")
             })?),
         };
-        let (client, mut replication, system) = self.connect().await?;
-        let known: Option<Identity> =
-            state.get(Identity::STATE_KEY.as_bytes()).and_then(|value| serde_json::from_slice(value).ok());
+        let (client, mut replication, system) = connect(&self.target).await?;
+        let known = Identity::of(&state);
         let identity = identity(&client, &system, &self.config).await?;
         if let Some(known) = &known {
-            slot::same_server(known, &system, &identity)?;
+            slot::same_server((&*self.config).into(), known, &identity)?;
         }
         let Selection { tables, left_out } = tables::prepare(&client, &self.config, resume.is_some()).await?;
         for out in &left_out {
@@ -237,7 +237,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         }
         let publications = tables::publications(&self.config, &tables);
         let found = slot::read(&client, &self.config.slot).await?;
-        slot::fits(&self.config.slot, found.as_ref(), &identity.database, resume)?;
+        slot::fits((&*self.config).into(), found.as_ref(), resume)?;
         let mut first_round = None;
         let from = match (resume, &found) {
             (Some(resume), _) => resume,
@@ -305,8 +305,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
             capture.remember(progress.forget(&stream));
         }
         if known.is_none() {
-            let value = serde_json::to_vec(&identity).expect("an identity serialises");
-            capture.remember([StateChange { key: Identity::STATE_KEY.into(), value: Some(value.into()) }]);
+            capture.remember([identity.change()]);
         }
         if self.config.snapshot == SnapshotMode::Never {
             shared.snapshot_done.store(true, Ordering::Relaxed);
@@ -339,7 +338,8 @@ impl<S: Schemas> Source for PostgresSource<S> {
             heartbeat: self.config.heartbeat,
             first_round: first_round.filter(|_| self.config.snapshot != SnapshotMode::Never),
         };
-        *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) = Now { shared: shared.clone(), progress, left_out };
+        *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) =
+            Now { shared: shared.clone(), progress, left_out };
         let watching = tables::watch(self.target.clone(), self.config.clone(), out_of_step);
         let thread = std::thread::Builder::new()
             .name(format!("stream-{}", self.name))

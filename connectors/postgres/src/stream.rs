@@ -1,9 +1,9 @@
 //! The thread that owns the replication connection: stream in, batches out,
 //! feedback back, and rounds of the snapshot between transactions.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use connector::{Captured, Error, Result, Schemas, fault};

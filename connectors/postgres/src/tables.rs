@@ -155,17 +155,18 @@ async fn places(client: &Client, config: &Postgres) -> Result<HashMap<u32, u32>>
 
 /// Everything that decides what is captured, and how.
 const STANDING: &str = "
-SELECT n.nspname || '.' || c.relname, c.oid || ' ' || c.relreplident || ' ' || coalesce(r.oid, 0) || ' ' ||
-       has_table_privilege(c.oid, 'SELECT') || ' ' || (SELECT md5(string_agg(
-           a.attnum || a.attname || a.atttypid || '/' || a.atttypmod || a.atthasmissing, ',' ORDER BY a.attnum))
-          FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+SELECT concat(n.nspname, '.', c.relname),
+       concat_ws(' ', c.oid, c.relreplident, coalesce(r.oid, 0), has_table_privilege(c.oid, 'SELECT'),
+                 (SELECT md5(string_agg(concat_ws('/', a.attnum, a.attname, a.atttypid, a.atttypmod, a.atthasmissing), ','
+                                        ORDER BY a.attnum))
+                    FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped))
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN (pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = ANY($1))
     ON r.prrelid = c.oid
  WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 UNION ALL
-SELECT NULL, pubname || pubinsert || pubupdate || pubdelete || pubtruncate || pubviaroot || puballtables
+SELECT NULL, concat_ws(' ', pubname, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables)
   FROM pg_publication WHERE pubname = ANY($1)
  ORDER BY 1, 2";
 
@@ -187,9 +188,13 @@ pub(crate) async fn watch(target: Target, config: Arc<Postgres>, out: Sender<Res
             // A server that is away is the stream's to tell of.
             client = control::connect(&target).await.ok();
         }
-        if let Some(client) = &client
-            && let Ok(now) = standing(client, &config).await
-        {
+        let now = match &client {
+            Some(client) => standing(client, &config).await.inspect_err(|error| {
+                tracing::warn!(error = error.chain(), "could not look whether tables have changed");
+            }),
+            None => Err(Error::retry("not connected")),
+        };
+        if let Ok(now) = now {
             if before.as_ref().is_some_and(|before| *before != now) {
                 let changed = "the tables or publications have changed at the server: capture begins anew";
                 let _ = out.send(Err(Error::retry(changed))).await;

@@ -115,7 +115,8 @@ impl Progress {
     pub(crate) fn set(&self, stream: &str, generation: Generation) -> Vec<StateChange> {
         let mut tables = self.lock();
         let table = tables.entry(stream.to_owned()).or_default();
-        let anew = table.generation.as_ref().is_none_or(|g| g.generation != generation.generation) || generation.oid == 0;
+        let anew =
+            table.generation.as_ref().is_none_or(|g| g.generation != generation.generation) || generation.oid == 0;
         let mut changes = Vec::new();
         if anew || generation.finished {
             for (leaf, number) in std::mem::take(&mut table.chunks) {

@@ -103,7 +103,8 @@ impl<S: Schemas> Round<'_, S> {
             let nodes: BTreeMap<u32, u32> = leaves.iter().map(|leaf| (leaf.oid, leaf.file_node)).collect();
             // What has no key cannot be read in parts: a row that moved would come twice.
             let goes_on = before.generation.as_ref().is_some_and(|g| {
-                g.oid == table.oid
+                !g.finished
+                    && g.is_of(table)
                     && g.file_nodes == nodes
                     && g.shape == compiled.number
                     && !compiled.plan.table.key.is_empty()

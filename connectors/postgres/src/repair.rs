@@ -1,0 +1,106 @@
+//! What mends a gap: a new slot, and every table read again.
+//!
+//! Where the WAL between what the log holds and what the server offers is lost,
+//! nobody can tell which rows changed or went meanwhile. So every table begins
+//! a new generation: what is neither read nor changed in it does not exist.
+//! The slot comes first and the log last. Broken off in between, the slot
+//! stands before nothing that the log holds, and the repair is done again.
+
+use config::Postgres;
+use connector::{Error, Result};
+use storage::{Kind, LogBatch, Micros, State, StateChange};
+
+use crate::control;
+use crate::error::WireError;
+use crate::lsn::Lsn;
+use crate::slot::{self, Identity};
+use crate::snapshot::Progress;
+use crate::source::{connect, identity, target};
+use crate::tables::select;
+
+/// What is wrong, and what will be done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What does not fit, and the gap.
+    pub why: String,
+    /// In the order in which it is done.
+    pub steps: Vec<String>,
+}
+
+/// Looks, and changes nothing. None: there is nothing to repair.
+pub async fn plan(config: &Postgres, state: &State, durable: Option<Lsn>) -> Result<Option<Plan>> {
+    let (client, _replication, system) = connect(&target(config)?).await?;
+    let now = identity(&client, &system, config).await?;
+    let known = Identity::of(state);
+    let found = slot::read(&client, &config.slot).await?;
+    let same = known.as_ref().map_or(Ok(()), |known| slot::same_server(config.into(), known, &now));
+    let Err(error) = same.and_then(|()| slot::fits(config.into(), found.as_ref(), durable)) else { return Ok(None) };
+    if let Some(found) = &found {
+        if found.plugin != "pgoutput" || found.database != config.database {
+            return Err(error);
+        }
+        if let Some(pid) = found.active_pid {
+            let what = format!("slot {:?} is in use by the server's process {pid}", config.slot);
+            return Err(Error::halt(what).hint("stop whoever reads from it first"));
+        }
+    }
+    let tables = select(&client, config, false).await?.tables;
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    let sql = "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint, coalesce(sum(pg_table_size(oid)), 0)::bigint
+                 FROM pg_class WHERE oid = ANY($1)";
+    let size = client.query_one(sql, &[&oids]).await;
+    let size = size.map_err(|error| crate::error::control_failed(error, "could not measure the tables"))?;
+    let mut steps = Vec::new();
+    if found.is_some() {
+        steps.push(format!("drop slot {:?}", config.slot));
+    }
+    steps.push(format!("make slot {:?} anew, and go on from where it begins", config.slot));
+    steps.push(format!(
+        "read {} tables again with the next `run`, about {} rows, {} MiB; rows that are gone at the source end with it",
+        tables.len(),
+        size.get::<_, i64>(0),
+        size.get::<_, i64>(1) >> 20
+    ));
+    Ok(Some(Plan { why: error.chain(), steps }))
+}
+
+/// Does it; the batch makes the log go on from the new slot, and must be
+/// durable before the source is opened.
+pub async fn repair(config: &Postgres, state: &State) -> Result<LogBatch> {
+    let target = target(config)?;
+    let (client, mut replication, system) = connect(&target).await?;
+    let identity = identity(&client, &system, config).await?;
+    if slot::read(&client, &config.slot).await?.is_some() {
+        control::scalar(&client, &format!("SELECT pg_drop_replication_slot('{}')", config.slot)).await?;
+    }
+    let name = config.slot.clone();
+    let attempt = format!("could not make slot {name:?}");
+    let made = tokio::task::spawn_blocking(move || replication.permanent_slot(&name)).await;
+    let made = made.map_err(|error| Error::retry(attempt.clone()).because(error))?;
+    let (point, _) = made.map_err(|error: WireError| error.during(attempt))?;
+    let progress = Progress::from_state(state);
+    let mut changes: Vec<StateChange> = progress.all().into_keys().flat_map(|stream| progress.again(&stream)).collect();
+    changes.push(identity.change());
+    Ok(batch(Some(point), changes))
+}
+
+/// Has tables read again that pass `wanted`, by stream, with the next `run`;
+/// which they are.
+pub fn read_again(state: &State, wanted: impl Fn(&str) -> bool) -> (Vec<String>, LogBatch) {
+    let progress = Progress::from_state(state);
+    let streams: Vec<String> = progress.all().into_keys().filter(|stream| wanted(stream)).collect();
+    let changes = streams.iter().flat_map(|stream| progress.again(stream)).collect();
+    (streams, batch(None, changes))
+}
+
+fn batch(position: Option<Lsn>, state: Vec<StateChange>) -> LogBatch {
+    LogBatch {
+        kind: Kind::Data,
+        position: position.map(Lsn::position),
+        records: 0,
+        event_time: Micros(0),
+        payload: Default::default(),
+        state,
+        ends_transaction: true,
+    }
+}
