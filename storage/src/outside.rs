@@ -88,9 +88,20 @@ impl<F: Files> LogFiles<F> {
     pub fn standing(&self) -> Result<Option<Standing>> {
         let bases = self.bases()?;
         let Some(&newest) = bases.last() else { return Ok(None) };
+        // In this order: what is durable by now is in the file by then.
+        let limit = self.synced(newest, 0)?;
         let mut walk = Walk::new(self.scanner(newest)?, newest)?;
-        let limit = self.synced(newest)?;
-        while walk.next_sequence < limit && walk.step()?.is_ok() {}
+        while walk.next_sequence < limit {
+            match walk.step()? {
+                Ok(_) => {}
+                Err(Bad::Frame(what)) => {
+                    walk.synced = limit;
+                    return Err(walk.corrupt(what));
+                }
+                Err(Bad::End) => break,
+                Err(bad) => return Err(bad_frame(walk.scanner.path, walk.scanner.at, walk.kept.offset, bad)),
+            }
+        }
         Ok(Some(Standing {
             id: walk.kept.id,
             epoch: walk.kept.epoch,
@@ -102,10 +113,10 @@ impl<F: Files> LogFiles<F> {
         }))
     }
 
-    /// The greatest `synced` of a segment.
-    fn synced(&self, base: u64) -> Result<u64> {
+    /// The greatest `synced` that a segment's frames from a place on tell.
+    fn synced(&self, base: u64, from: u64) -> Result<u64> {
         let scanner = self.scanner(base)?;
-        let (mut at, mut synced) = (0, 0);
+        let (mut at, mut synced) = (from, 0);
         while let Ok(header) = scanner.header(at)? {
             synced = synced.max(header.synced);
             at += header.frame_length();
@@ -133,7 +144,14 @@ impl<F: Files> LogFiles<F> {
                 scanner.at = sealed.index.before_time(time);
             }
             let mut begin = None;
-            while let Ok(header) = scanner.header(scanner.at)? {
+            loop {
+                let header = match scanner.header(scanner.at)? {
+                    Ok(header) => header,
+                    Err(Bad::End) => break,
+                    // Of the newest this is the torn tail, or `standing` tells what else.
+                    Err(_) if i + 1 == bases.len() => break,
+                    Err(bad) => return Err(bad_frame(path, scanner.at, begin.unwrap_or(base), bad)),
+                };
                 scanner.at += header.frame_length();
                 let first = *begin.get_or_insert(header.base);
                 if header.event_time >= time && matches!(header.kind, FrameKind::Log(_)) {
@@ -268,6 +286,7 @@ impl<F: Files> Cursor<F> {
 
     /// The next frame; None if there is none now: ask again after a while.
     /// After an error nothing more comes.
+    #[expect(clippy::should_implement_trait, reason = "None is not the end")]
     pub fn next(&mut self) -> Result<Option<Frame>> {
         loop {
             if self.walk.next_sequence >= self.synced {
@@ -316,16 +335,13 @@ impl<F: Files> Cursor<F> {
     fn begin(&mut self) -> Result<bool> {
         let scanner = &self.walk.scanner;
         let Ok(first) = scanner.header(scanner.at)? else { return Ok(true) };
-        let ahead = Scanner {
-            file: scanner.file.clone(),
-            path: scanner.path.clone(),
-            at: scanner.at + first.frame_length(),
-            length: scanner.length,
-        };
-        match commit_of(&ahead, &first)? {
+        match commit_of(&scanner.at(scanner.at + first.frame_length()), &first)? {
             Ok(commit) if commit.last < self.synced => {
                 self.commit = commit;
                 Ok(true)
+            }
+            Err((at, sequence, bad)) if sequence < self.synced => {
+                Err(bad_frame(scanner.path.clone(), at, first.base, bad))
             }
             _ => {
                 // Asks again how far all is durable by then.
@@ -338,20 +354,17 @@ impl<F: Files> Cursor<F> {
     /// How long to wait before asking again.
     pub const PAUSE: Duration = Duration::from_millis(50);
 
-    /// Learns how far this segment is durable by now.
+    /// Learns how far this segment is durable by now. In this order: what is
+    /// durable is in the file when its length is asked for.
     fn refresh(&mut self) -> Result<()> {
         let base = self.walk.scanner_base();
-        let newest = self.log.bases()?.last().copied();
-        let length = {
-            let scanner = self.log.scanner(base)?;
-            scanner.length
+        self.synced = if self.log.bases()?.last() == Some(&base) {
+            self.log.synced(base, self.walk.scanner.at)?.max(self.walk.synced)
+        } else {
+            // A segment with one behind it is durable to its end.
+            u64::MAX
         };
-        if length == self.walk.scanner.length && newest == Some(base) && self.synced > 0 {
-            return Ok(());
-        }
-        self.walk.scanner.length = length;
-        // A segment with one behind it is durable to its end.
-        self.synced = if newest == Some(base) { self.log.synced(base)? } else { u64::MAX };
+        self.walk.scanner.length = self.log.scanner(base)?.length;
         Ok(())
     }
 
@@ -364,9 +377,8 @@ impl<F: Files> Cursor<F> {
         };
         let walk = Walk::new(self.log.scanner(next)?, next)?;
         let head = walk.scanner.header(0)?.map_err(|bad| bad_frame(walk.scanner.path.clone(), 0, next, bad))?;
-        if head.sequence != self.walk.next_sequence {
-            let what = format!("frames {} to {} are missing", self.walk.next_sequence, head.sequence);
-            return Err(Error::Gap { path: walk.scanner.path.clone(), what });
+        if let Some(what) = self.walk.wrong(&head) {
+            return Err(Error::Gap { path: walk.scanner.path.clone(), what: what.into() });
         }
         self.walk = walk;
         self.synced = 0;

@@ -1,0 +1,5 @@
+//! Proof of the log: on a disk that forgets, and against a model of it.
+
+mod history;
+mod power_cut;
+mod random;
