@@ -35,6 +35,19 @@ pub struct Fault {
     pub code: i32,
     /// A write that fails has written half.
     pub short: bool,
+    /// Others than these go well.
+    pub only: Only,
+}
+
+/// Operations by what they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// All.
+    Any,
+    /// What needs room: writes, and new files.
+    Writes,
+    /// Syncs of files.
+    Syncs,
 }
 
 impl Fault {
@@ -42,6 +55,15 @@ impl Fault {
     pub const EIO: i32 = 5;
     /// The disk is full.
     pub const ENOSPC: i32 = 28;
+
+    fn hits(&self, number: u64, change: &Change) -> bool {
+        let kind = match self.only {
+            Only::Any => true,
+            Only::Writes => matches!(change, Change::Write { .. } | Change::Create { .. }),
+            Only::Syncs => matches!(change, Change::Sync { .. }),
+        };
+        kind && (self.at..self.at.saturating_add(self.times)).contains(&number)
+    }
 }
 
 /// The disk, as one process sees it.
@@ -68,6 +90,11 @@ struct State {
     ignored: Option<SyncPoint>,
     fault: Option<Fault>,
     held: bool,
+    failures: u64,
+    /// Handles whose sync has failed.
+    failed_syncs: BTreeSet<u64>,
+    opened: u64,
+    tried_again: u64,
 }
 
 impl Default for Simulated {
@@ -129,6 +156,19 @@ impl Simulated {
     /// Syncs of files so far.
     pub fn syncs(&self) -> u64 {
         self.state().syncs
+    }
+
+    /// Syncs of an open file of which one had failed.
+    pub fn syncs_tried_again(&self) -> u64 {
+        self.state().tried_again
+    }
+
+    /// Returns when so many operations have failed.
+    pub fn wait_for_failures(&self, failures: u64) {
+        let mut state = self.state();
+        while state.failures < failures {
+            state = self.disk.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// The disk as of its first changes. It must not have seen a power cut.
@@ -195,8 +235,8 @@ impl Simulated {
         if state.life == self.life { Ok(state) } else { Err(io::Error::other("this process was killed")) }
     }
 
-    /// Counts an operation that changes something, and lets it fail if it must.
-    fn operation(&self) -> io::Result<(MutexGuard<'_, State>, Option<Fault>)> {
+    /// Counts an operation that changes something, and finds out whether it must fail.
+    fn operation(&self, change: &Change) -> io::Result<(MutexGuard<'_, State>, Option<Fault>)> {
         let mut state = self.alive()?;
         while state.held && state.life == self.life {
             state = self.disk.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -206,12 +246,16 @@ impl Simulated {
         }
         let number = state.operations;
         state.operations += 1;
-        let fault = state.fault.filter(|fault| (fault.at..fault.at.saturating_add(fault.times)).contains(&number));
+        let fault = state.fault.filter(|fault| fault.hits(number, change));
+        if fault.is_some() {
+            state.failures += 1;
+            self.disk.moved.notify_all();
+        }
         Ok((state, fault))
     }
 
     fn change(&self, change: Change) -> io::Result<()> {
-        let (mut state, fault) = self.operation()?;
+        let (mut state, fault) = self.operation(&change)?;
         let failed = fault.map_or(Ok(()), |fault| Err(io::Error::from_raw_os_error(fault.code)));
         match (change, fault) {
             (Change::Write { file, at, mut bytes }, Some(fault)) if fault.short && !bytes.is_empty() => {
@@ -256,6 +300,7 @@ impl Drop for Lock {
 pub struct SimulatedFile {
     files: Simulated,
     file: usize,
+    handle: u64,
 }
 
 impl Files for Simulated {
@@ -283,8 +328,11 @@ impl Files for Simulated {
     }
 
     fn open(&self, path: &Path) -> io::Result<SimulatedFile> {
-        let file = self.alive()?.surface.find(path)?;
-        Ok(SimulatedFile { files: self.clone(), file })
+        let mut state = self.alive()?;
+        let file = state.surface.find(path)?;
+        state.opened += 1;
+        let handle = state.opened;
+        Ok(SimulatedFile { files: self.clone(), file, handle })
     }
 
     fn open_to_write(&self, path: &Path) -> io::Result<SimulatedFile> {
@@ -339,7 +387,10 @@ impl LogFile for SimulatedFile {
         if state.ignored == Some(point) {
             return Ok(());
         }
+        state.tried_again += u64::from(state.failed_syncs.contains(&self.handle));
         drop(state);
-        self.files.change(Change::Sync { file: self.file })
+        self.files.change(Change::Sync { file: self.file }).inspect_err(|_| {
+            self.files.state().failed_syncs.insert(self.handle);
+        })
     }
 }

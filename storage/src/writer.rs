@@ -159,19 +159,26 @@ impl<F: Files> Writer<F> {
             }
         };
         match request {
-            Request::Append { batch, done, room } => self.append(batch, done, room)?,
+            Request::Append { batch, done, room } => match self.append(batch) {
+                Ok(appended) => {
+                    self.waiting.push_back(Waiting { done, appended, _room: room });
+                    self.oldest.get_or_insert_with(Instant::now);
+                }
+                Err(error) => {
+                    let _ = done.send(Err(error.clone()));
+                    return Err(error);
+                }
+            },
             Request::Abort { done } => {
                 let aborted = self.abort();
-                let failed = aborted.is_err();
                 let _ = done.send(aborted.clone());
-                if failed {
-                    aborted?;
-                }
+                aborted?;
             }
             Request::Trim { upto, done } => {
-                self.sync()?;
-                let trimmed = retention::trim(&self.shared, &self.files, &self.folder, upto.0);
-                let _ = done.send(trimmed);
+                let synced = self.sync();
+                let trim = |()| retention::trim(&self.shared, &self.files, &self.folder, upto.0);
+                let _ = done.send(synced.clone().and_then(trim));
+                synced?;
             }
             Request::Retain => {
                 self.sync()?;
@@ -182,12 +189,11 @@ impl<F: Files> Writer<F> {
         Ok(Next::More)
     }
 
-    fn append(
-        &mut self,
-        mut batch: LogBatch,
-        done: oneshot::Sender<Result<Appended>>,
-        room: Option<OwnedSemaphorePermit>,
-    ) -> Result<()> {
+    fn append(&mut self, mut batch: LogBatch) -> Result<Appended> {
+        if !batch.ends_transaction {
+            // It may be aborted yet: nothing can be resumed from here.
+            batch.position = None;
+        }
         if batch.kind == Kind::Pending && !self.is_pending(&batch) {
             let value = self.standing.offset.to_string().into();
             batch.state.push(StateChange { key: PENDING_KEY.into(), value: Some(value) });
@@ -218,10 +224,7 @@ impl<F: Files> Writer<F> {
             self.end_of_transaction();
         }
         let offsets = OffsetRange { start, end: Offset(self.standing.offset) };
-        let appended = Appended { offsets, position: Durable(batch.position) };
-        self.waiting.push_back(Waiting { done, appended, _room: room });
-        self.oldest.get_or_insert_with(Instant::now);
-        Ok(())
+        Ok(Appended { offsets, position: Durable(batch.position) })
     }
 
     /// Whether a frame before is held back: in the state, or in the transaction under way.
@@ -280,8 +283,7 @@ impl<F: Files> Writer<F> {
         self.standing.offset = header.end();
         self.standing.chain = header.chain;
         self.standing.event_time = header.event_time;
-        // Before the end nothing is sure: it may be aborted.
-        if batch.position.is_some() && batch.ends_transaction {
+        if batch.position.is_some() {
             self.standing.position = header.position;
         }
         self.untold = true;
@@ -290,7 +292,7 @@ impl<F: Files> Writer<F> {
 
     /// Writes a frame whole; a full disk is waited for.
     fn write(&mut self, head: &[u8], payload: &[u8]) -> Result<()> {
-        let mut pause = Duration::from_millis(20);
+        let mut pause = Duration::from_millis(5);
         loop {
             let written = self
                 .file
