@@ -128,7 +128,6 @@ pub(crate) struct Shared<F: Files> {
     pub(crate) disk_full: AtomicBool,
     pub(crate) closing: AtomicBool,
     failure: watch::Sender<Option<Error>>,
-    _lock: F::Lock,
 }
 
 impl<F: Files> Shared<F> {
@@ -279,7 +278,6 @@ impl<F: Files> Log<F> {
             disk_full: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             failure: watch::Sender::new(None),
-            _lock: lock,
         });
         let writer = Writer {
             shared: shared.clone(),
@@ -301,6 +299,7 @@ impl<F: Files> Log<F> {
             changes: Vec::new(),
             untold: false,
             whole: shown,
+            _lock: lock,
         };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())

@@ -78,6 +78,8 @@ pub(crate) struct Writer<F: Files> {
     pub(crate) untold: bool,
     /// At the last transaction's end.
     pub(crate) whole: Shown,
+    /// Given back when nothing more is written, whoever still reads.
+    pub(crate) _lock: F::Lock,
 }
 
 pub(crate) struct Waiting {

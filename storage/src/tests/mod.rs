@@ -1,5 +1,6 @@
 //! Proof of the log: on a disk that forgets, and against a model of it.
 
+mod conforming;
 mod corruption;
 mod failing_io;
 mod history;
