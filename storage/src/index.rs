@@ -11,6 +11,8 @@ use crate::segment::{Bad, Scanner, crc};
 
 /// An entry is made when so many bytes came since the last.
 const SPACING: u64 = 1 << 20;
+/// With the version, 1. Of another version the file is made anew.
+const MAGIC: [u8; 8] = *b"HWLI\x01\0\0\0";
 
 /// A place in a segment where a transaction begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +64,7 @@ impl Index {
 
 impl Sealed {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+        let mut out = MAGIC.to_vec();
         for number in [self.length, self.end, self.sequence, self.chain.into(), self.time.0 as u64] {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -80,7 +82,7 @@ impl Sealed {
         if crc(body) != u32::from_le_bytes(*sum) {
             return None;
         }
-        let (words, rest) = body.as_chunks::<8>();
+        let (words, rest) = body.strip_prefix(&MAGIC)?.as_chunks::<8>();
         let numbers: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         let (&[length, end, sequence, chain, time], entries) = numbers.split_first_chunk::<5>()?;
         let (entries, left) = entries.as_chunks::<3>();

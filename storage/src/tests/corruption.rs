@@ -53,8 +53,7 @@ impl Truth {
         let mut life = Life::new(Simulated::new(), Model::default(), options);
         block_on(life.live(&steps)).unwrap();
         let disk = life.disk.kill();
-        let bases = segment_bases(&disk.list(folder()).unwrap());
-        let segments: Vec<_> = bases.into_iter().map(|base| segment_path(folder(), base)).collect();
+        let segments = segments(&disk, folder());
         let mut frames = Vec::new();
         files(&disk).frames(|frame| frames.push(frame)).unwrap();
         let (mut shown, mut inside) = (Vec::new(), Vec::new());
@@ -178,6 +177,12 @@ impl Truth {
             None => Ok(()),
         }
     }
+}
+
+/// The files of a log, oldest first.
+pub(super) fn segments(disk: &Simulated, folder: &Path) -> Vec<PathBuf> {
+    let bases = segment_bases(&disk.list(folder).unwrap());
+    bases.into_iter().map(|base| segment_path(folder, base)).collect()
 }
 
 fn files(disk: &Simulated) -> LogFiles<Simulated> {

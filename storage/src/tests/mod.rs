@@ -3,6 +3,7 @@
 mod conforming;
 mod corruption;
 mod failing_io;
+mod fixtures;
 mod history;
 mod power_cut;
 mod random;
