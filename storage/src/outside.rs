@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::{Disk, Files, segment_bases, segment_path};
 use crate::index::Sealed;
 use crate::newtypes::{LogId, Micros, Offset, OffsetRange, Position};
-use crate::reader::{Commit, commit_of};
+use crate::reader::{Commit, commit_of, holds};
 use crate::recovery::{Walk, bad_frame};
 use crate::segment::{Bad, Scanner};
 use crate::state::State;
@@ -169,12 +169,10 @@ impl<F: Files> LogFiles<F> {
     /// starts at the head of the offset's segment, so that it knows the state.
     pub fn read(&self, from: Offset) -> Result<Cursor<F>> {
         let bases = self.bases()?;
-        let i = bases.partition_point(|&base| base <= from.0).saturating_sub(1);
-        let start = *bases.get(i).ok_or(Error::OutOfRange { offset: from.0, start: 0, end: 0 })?;
-        if from.0 < start {
-            let end = self.standing()?.map_or(start, |standing| standing.end.0);
+        let Some(start) = holds(&bases, from.0) else {
+            let (start, end) = self.standing()?.map_or((0, 0), |standing| (standing.start.0, standing.end.0));
             return Err(Error::OutOfRange { offset: from.0, start, end });
-        }
+        };
         let walk = Walk::new(self.scanner(start)?, start)?;
         Ok(Cursor { log: self.clone(), walk, synced: 0, from: from.0, commit: Commit::default(), inside: false })
     }

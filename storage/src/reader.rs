@@ -162,8 +162,7 @@ impl<F: Files> Reader<F> {
         let mut bases = self.shared.bases();
         // A segment may have begun that nothing was shown of yet.
         bases.retain(|&base| base <= shown.segment);
-        let i = bases.partition_point(|&base| base <= self.next);
-        let base = *i.checked_sub(1).and_then(|i| bases.get(i)).ok_or_else(|| self.out_of_range(shown.offset))?;
+        let base = holds(&bases, self.next).ok_or_else(|| self.out_of_range(shown.offset))?;
         let at = if base == shown.segment {
             0
         } else {
@@ -186,6 +185,14 @@ impl<F: Files> Reader<F> {
     }
 }
 
+/// The segment where what lies at or behind an offset begins: the one before
+/// that of this base may end with frames without records at it.
+pub(crate) fn holds(bases: &[u64], offset: u64) -> Option<u64> {
+    let first = *bases.first().filter(|first| **first <= offset)?;
+    let below = bases.partition_point(|&base| base < offset);
+    Some(below.checked_sub(1).map_or(first, |i| bases[i]))
+}
+
 /// How the transaction ends that begins with `first`, which the scanner has
 /// just passed; else where its end is missing, with the sequence of what should
 /// be there.
@@ -206,4 +213,34 @@ pub(crate) fn commit_of<F: crate::files::LogFile>(
     }
     let aborted = header.kind == FrameKind::Abort;
     Ok(Ok(Commit { position: header.position, aborted, last: header.sequence }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulated::Simulated;
+    use crate::{EventLog, Kind, Log, LogBatch, Micros, Options};
+
+    #[tokio::test]
+    async fn a_reader_that_begins_as_a_segment_is_sealed_sees_nothing_early() {
+        let options = Options { segment_bytes: 100, ..Options::default() };
+        let (log, _) = Log::open_on(Simulated::new(), "/log", options).unwrap();
+        let batch = LogBatch {
+            kind: Kind::Data,
+            position: None,
+            records: 1,
+            event_time: Micros(0),
+            payload: Default::default(),
+            state: Vec::new(),
+            ends_transaction: true,
+        };
+        let before = log.shared().shown();
+        log.append(batch).await.unwrap().await.unwrap();
+        // Taken in order, so the segment is sealed when it is answered.
+        log.abort().await.unwrap();
+        let bases = log.shared().bases();
+        assert_eq!(bases.len(), 2);
+        let reader = Reader::new(log.shared().clone(), bases[1]);
+        assert_eq!(reader.find(&before).unwrap().base, before.segment);
+    }
 }

@@ -7,3 +7,5 @@ mod fixtures;
 mod history;
 mod power_cut;
 mod random;
+mod reading;
+mod retention;
