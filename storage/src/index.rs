@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::error::Result;
 use crate::files::{Files, LogFile};
 use crate::newtypes::Micros;
+use crate::reader::{NO_SUCCESSOR, follows};
 use crate::segment::{Bad, Scanner, crc};
 
 /// An entry is made when so many bytes came since the last.
@@ -125,6 +126,9 @@ impl Sealed {
         loop {
             match scanner.next()? {
                 Ok((at, header, _)) => {
+                    if at > 0 && !follows(&header, sealed.sequence, sealed.chain) {
+                        return Ok(Err((at, sealed.end, Bad::Frame(NO_SUCCESSOR))));
+                    }
                     if begins {
                         sealed.index.note(header.base, at, header.event_time);
                     }

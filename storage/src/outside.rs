@@ -332,7 +332,11 @@ impl<F: Files> Cursor<F> {
     /// durable yet.
     fn begin(&mut self) -> Result<bool> {
         let scanner = &self.walk.scanner;
-        let Ok(first) = scanner.header(scanner.at)? else { return Ok(true) };
+        // What is no successor is told as the corruption it is by the next step.
+        let first = match scanner.header(scanner.at)? {
+            Ok(first) if self.walk.wrong(&first).is_none() => first,
+            _ => return Ok(true),
+        };
         match commit_of(&scanner.at(scanner.at + first.frame_length()), &first)? {
             Ok(commit) if commit.last < self.synced => {
                 self.commit = commit;

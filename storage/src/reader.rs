@@ -14,6 +14,14 @@ use crate::newtypes::{Offset, OffsetRange, Position};
 use crate::recovery::bad_frame;
 use crate::segment::{Bad, FrameKind, Header, Scanner};
 
+/// What is wrong with a whole frame that stands where another should.
+pub(crate) const NO_SUCCESSOR: &str = "it does not continue the frame before it";
+
+/// Whether a frame is the one of this sequence, behind one of this chain.
+pub(crate) fn follows(header: &Header, sequence: u64, chain: u32) -> bool {
+    header.sequence == sequence && header.chain_after(chain) == header.chain
+}
+
 /// Read at a time, about.
 const PIECE: usize = 1 << 20;
 
@@ -128,10 +136,9 @@ impl<F: Files> Reader<F> {
             let (_, header, payload) =
                 open.scanner.next()?.map_err(|bad| bad_frame(path.clone(), at, expected, bad))?;
             if let Some((sequence, chain)) = open.follows
-                && (header.sequence != sequence || header.chain_after(chain) != header.chain)
+                && !follows(&header, sequence, chain)
             {
-                let bad = Bad::Frame("it does not continue the frame before it");
-                return Err(bad_frame(path, at, expected, bad));
+                return Err(bad_frame(path, at, expected, Bad::Frame(NO_SUCCESSOR)));
             }
             open.follows = Some((header.sequence + 1, header.chain));
             if !open.inside {
@@ -204,10 +211,11 @@ pub(crate) fn commit_of<F: crate::files::LogFile>(
     let mut header = first.clone();
     while !header.ends_transaction {
         match scanner.header(at)? {
-            Ok(next) => {
+            Ok(next) if follows(&next, header.sequence + 1, header.chain) => {
                 at += next.frame_length();
                 header = next;
             }
+            Ok(_) => return Ok(Err((at, header.sequence + 1, Bad::Frame(NO_SUCCESSOR)))),
             Err(bad) => return Ok(Err((at, header.sequence + 1, bad))),
         }
     }

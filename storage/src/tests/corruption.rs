@@ -249,6 +249,27 @@ fn every_length_is_seen() {
 }
 
 #[test]
+fn a_frame_that_is_gone_or_there_twice_is_seen() {
+    let truth = Truth::new();
+    for (i, frame) in truth.frames.iter().enumerate() {
+        let range = frame.at as usize..(frame.at + frame.header.frame_length()) as usize;
+        if frame.header.kind != FrameKind::Head {
+            // Without the very last, the log is only shorter.
+            let end = if i + 1 == truth.frames.len() { usize::MAX } else { range.end };
+            let judged = truth.judge(&frame.segment, range.start..end, |bytes| drop(bytes.drain(range.clone())));
+            judged.unwrap_or_else(|wrong| panic!("without frame {i}: {wrong}"));
+        }
+        if truth.frames.get(i + 1).is_some_and(|next| next.segment == frame.segment) {
+            let judged = truth.judge(&frame.segment, range.end..range.end + 1, |bytes| {
+                let twice = bytes[range.clone()].to_vec();
+                bytes.splice(range.end..range.end, twice);
+            });
+            judged.unwrap_or_else(|wrong| panic!("frame {i} twice: {wrong}"));
+        }
+    }
+}
+
+#[test]
 fn smears_are_seen() {
     let truth = Truth::new();
     let mut chance = Chance(7);
