@@ -309,7 +309,13 @@ async fn abort<P: Place>(place: &mut P) -> Checked {
         ensure(frame.offsets.start >= end, || format!("{:?} after {end}", frame.offsets))?;
         end = frame.offsets.end;
     }
-    same("the state", log.state().get(b"aborted"), None)
+    same("the state", log.state().get(b"aborted"), None)?;
+    drop(frames);
+    log.close().await;
+    drop(log);
+    let log = open(place).await?.log;
+    same("the state after reopening", log.state().get(b"aborted"), None)?;
+    same("the number of frames after reopening", read(&log, start).await?.len(), 10)
 }
 
 async fn position<P: Place>(place: &mut P) -> Checked {

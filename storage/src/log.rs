@@ -342,9 +342,12 @@ impl<F: Files> Log<F> {
         let _ = self.requests.send(Request::Retain);
     }
 
-    /// The first offset of a transaction whose commit time may be at or after `time`.
+    /// The first offset of a transaction whose commit time may be at or after
+    /// `time`; the high-water mark if none is shown yet.
     pub fn offset_at(&self, time: Micros) -> Result<Offset> {
-        crate::outside::LogFiles::open_on(self.shared.files.clone(), &self.shared.folder)?.offset_at(time)
+        let end = self.high_water();
+        let files = crate::outside::LogFiles::open_on(self.shared.files.clone(), &self.shared.folder)?;
+        Ok(files.first_at(time)?.map_or(end, |found| found.min(end)))
     }
 
     /// Resolves with the error that ended the log, if one does.

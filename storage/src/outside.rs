@@ -129,8 +129,15 @@ impl<F: Files> LogFiles<F> {
     }
 
     /// The first offset of a transaction whose commit time may be at or after
-    /// `time`; the high-water mark if none is.
+    /// `time`; the end of what is durable if none is.
     pub fn offset_at(&self, time: Micros) -> Result<Offset> {
+        match self.first_at(time)? {
+            Some(offset) => Ok(offset),
+            None => Ok(self.standing()?.map_or(Offset(0), |standing| standing.end)),
+        }
+    }
+
+    pub(crate) fn first_at(&self, time: Micros) -> Result<Option<Offset>> {
         let bases = self.bases()?;
         for (i, &base) in bases.iter().enumerate() {
             let path = segment_path(&self.folder, base);
@@ -155,14 +162,14 @@ impl<F: Files> LogFiles<F> {
                 scanner.at += header.frame_length();
                 let first = *begin.get_or_insert(header.base);
                 if header.event_time >= time && matches!(header.kind, FrameKind::Log(_)) {
-                    return Ok(Offset(first));
+                    return Ok(Some(Offset(first)));
                 }
                 if header.ends_transaction {
                     begin = None;
                 }
             }
         }
-        Ok(self.standing()?.map_or(Offset(0), |standing| standing.end))
+        Ok(None)
     }
 
     /// Whole transactions from an offset on, up to what is durable. The cursor

@@ -248,7 +248,8 @@ mod tests {
         log.abort().await.unwrap();
         let bases = log.shared().bases();
         assert_eq!(bases.len(), 2);
-        let reader = Reader::new(log.shared().clone(), bases[1]);
+        // It waits for what is not there yet.
+        let reader = Reader::new(log.shared().clone(), bases[1] + 1);
         assert_eq!(reader.find(&before).unwrap().base, before.segment);
     }
 }

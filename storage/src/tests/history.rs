@@ -347,7 +347,7 @@ impl Life {
             Step::Begin(frames, size) => {
                 for mut frame in self.transaction(*frames, *size, Kind::Data).frames {
                     (frame.ends_transaction, frame.position) = (false, None);
-                    frame.state.push(change(99, 1));
+                    frame.state.push(change(98, 1));
                     self.failure = wait(&log, vec![frame]).await.err();
                     if self.failure.is_some() {
                         return;

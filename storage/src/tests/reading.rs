@@ -1,5 +1,7 @@
 //! Where reading begins, and how a log is followed.
 
+use std::path::Path;
+
 use futures_util::{FutureExt, StreamExt};
 
 use super::history::block_on;
@@ -77,6 +79,33 @@ fn an_offset_is_found_by_time() {
             let expected = starts.get((time as usize + 4) / 10).copied().unwrap_or(log.high_water());
             assert_eq!(log.offset_at(Micros(time)).unwrap(), expected, "time {time}");
         }
+    });
+}
+
+/// A power cut may bring back the index of a segment that then went on.
+#[test]
+fn an_index_of_before_is_not_asked() {
+    use crate::index::Sealed;
+    block_on(async {
+        let disk = Simulated::new();
+        let options = Options { segment_bytes: 3000, ..Options::default() };
+        let (log, _) = Log::open_on(disk.clone(), "/log", options).unwrap();
+        for n in 0..30 {
+            log.append(batch(n, 1, 500)).await.unwrap().await.unwrap();
+        }
+        log.close().await;
+        let path = super::corruption::segments(&disk, Path::new("/log")).remove(0);
+        let before = disk.copy();
+        let mut frames = Vec::new();
+        LogFiles::open_on(disk.clone(), "/log").unwrap().frames(|frame| frames.push(frame.at)).unwrap();
+        before.damage(&path, |bytes| bytes.truncate(frames[3] as usize)).unwrap();
+        Sealed::make(&before, &path).unwrap().unwrap().write(&disk, &path);
+        let outside = LogFiles::open_on(disk.clone(), "/log").unwrap();
+        for n in 0..30 {
+            assert_eq!(outside.offset_at(Micros(n)).unwrap(), Offset(n as u64));
+        }
+        let (log, _) = Log::open_on(disk, "/log", options).unwrap();
+        assert_eq!(log.high_water(), Offset(30));
     });
 }
 
