@@ -20,14 +20,28 @@ pub enum SyncPoint {
     RecoveredTail,
     /// The new epoch, before the first append under it.
     Epoch,
-    /// The folder's own name in its parent, when a log is made.
+    /// The names of the folder and of those above it, before a log is made in it.
     NewFolder,
+    /// The folder, before what recovery found in it is gone on with: the
+    /// process before may have died between a rename and its sync.
+    RecoveredNames,
+    /// The folder, after a segment was removed and before the next one is: the
+    /// later removal alone would be a hole.
+    Removed,
 }
 
 impl SyncPoint {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Group, Self::NewSegment, Self::NewSegmentName, Self::RecoveredTail, Self::Epoch, Self::NewFolder];
+    pub const ALL: [Self; 8] = [
+        Self::Group,
+        Self::NewSegment,
+        Self::NewSegmentName,
+        Self::RecoveredTail,
+        Self::Epoch,
+        Self::NewFolder,
+        Self::RecoveredNames,
+        Self::Removed,
+    ];
 }
 
 /// A file system as far as the log needs one.
@@ -45,8 +59,10 @@ pub trait Files: Clone + Send + Sync + 'static {
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
     /// A new, empty file; an old one of the name is emptied.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
-    /// An existing file, for reading and writing.
+    /// An existing file, for reading.
     fn open(&self, path: &Path) -> io::Result<Self::File>;
+    /// An existing file, for reading and writing.
+    fn open_to_write(&self, path: &Path) -> io::Result<Self::File>;
     /// Atomically; replaces.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -101,6 +117,10 @@ impl Files for Disk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<File>> {
+        File::open(path).map(Arc::new)
+    }
+
+    fn open_to_write(&self, path: &Path) -> io::Result<Arc<File>> {
         OpenOptions::new().read(true).write(true).open(path).map(Arc::new)
     }
 

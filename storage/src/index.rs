@@ -7,10 +7,13 @@ use std::path::Path;
 use crate::error::Result;
 use crate::files::{Files, LogFile};
 use crate::newtypes::Micros;
+use crate::reader::{NO_SUCCESSOR, follows};
 use crate::segment::{Bad, Scanner, crc};
 
 /// An entry is made when so many bytes came since the last.
 const SPACING: u64 = 1 << 20;
+/// With the version, 1. Of another version the file is made anew.
+const MAGIC: [u8; 8] = *b"HWLI\x01\0\0\0";
 
 /// A place in a segment where a transaction begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +50,10 @@ impl Index {
 
     /// A byte position at or before the offset's frame; 0 if nothing better is known.
     pub(crate) fn before_offset(&self, offset: u64) -> u64 {
-        let i = self.entries.partition_point(|entry| entry.offset <= offset);
-        // Frames without records share an offset with their neighbours: step one further back.
-        i.checked_sub(2).map_or(0, |i| self.entries[i].at)
+        // Frames without records share an offset with their neighbours, and may be
+        // many: only what is strictly lower lies before all of them.
+        let i = self.entries.partition_point(|entry| entry.offset < offset);
+        i.checked_sub(1).map_or(0, |i| self.entries[i].at)
     }
 
     /// A byte position before which everything is older.
@@ -61,7 +65,7 @@ impl Index {
 
 impl Sealed {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+        let mut out = MAGIC.to_vec();
         for number in [self.length, self.end, self.sequence, self.chain.into(), self.time.0 as u64] {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -79,7 +83,7 @@ impl Sealed {
         if crc(body) != u32::from_le_bytes(*sum) {
             return None;
         }
-        let (words, rest) = body.as_chunks::<8>();
+        let (words, rest) = body.strip_prefix(&MAGIC)?.as_chunks::<8>();
         let numbers: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         let (&[length, end, sequence, chain, time], entries) = numbers.split_first_chunk::<5>()?;
         let (entries, left) = entries.as_chunks::<3>();
@@ -92,19 +96,28 @@ impl Sealed {
         Some(Self { length, end, sequence, chain, time: Micros(time as i64), index: Index { entries } })
     }
 
-    /// From the file beside a segment, or made anew by reading the segment.
+    /// From the file beside a segment, if there is one that fits; else made anew.
     pub(crate) fn load<F: Files>(files: &F, segment: &Path) -> Result<std::result::Result<Self, (u64, u64, Bad)>> {
-        let path = segment.with_extension("idx");
-        if let Ok(file) = files.open(&path)
-            && let Ok(length) = file.length()
-            && length < 64 << 20
-        {
-            let mut bytes = vec![0; length as usize];
-            let whole = file.read_at(&mut bytes, 0).is_ok_and(|n| n == bytes.len());
-            if let Some(sealed) = whole.then(|| Self::decode(&bytes)).flatten() {
-                return Ok(Ok(sealed));
-            }
+        match Self::read(files, segment) {
+            Some(sealed) => Ok(Ok(sealed)),
+            None => Self::make(files, segment),
         }
+    }
+
+    /// From the file beside a segment. Its checksum does not say that it is of
+    /// today: it is not synced, so a power cut may bring back what it held when
+    /// the segment was about to be sealed, and then was not.
+    fn read<F: Files>(files: &F, segment: &Path) -> Option<Self> {
+        let file = files.open(&segment.with_extension("idx")).ok()?;
+        let length = file.length().ok().filter(|length| *length < 64 << 20)?;
+        let mut bytes = vec![0; length as usize];
+        file.read_at(&mut bytes, 0).ok().filter(|read| *read == bytes.len())?;
+        let written = files.open(segment).and_then(|file| file.length()).ok()?;
+        Self::decode(&bytes).filter(|sealed| sealed.length == written)
+    }
+
+    /// By reading the segment; else what is wrong with it, where, and from which offset on.
+    pub(crate) fn make<F: Files>(files: &F, segment: &Path) -> Result<std::result::Result<Self, (u64, u64, Bad)>> {
         let io = |error| crate::Error::io("open", segment, error);
         let mut scanner = Scanner::open(files.open(segment).map_err(io)?, segment)?;
         let mut sealed =
@@ -113,6 +126,9 @@ impl Sealed {
         loop {
             match scanner.next()? {
                 Ok((at, header, _)) => {
+                    if at > 0 && !follows(&header, sealed.sequence, sealed.chain) {
+                        return Ok(Err((at, sealed.end, Bad::Frame(NO_SUCCESSOR))));
+                    }
                     if begins {
                         sealed.index.note(header.base, at, header.event_time);
                     }
@@ -123,14 +139,16 @@ impl Sealed {
                     sealed.chain = header.chain;
                     sealed.time = header.event_time;
                 }
-                Err(Bad::End) => break,
+                Err(Bad::End) => return Ok(Ok(sealed)),
                 Err(bad) => return Ok(Err((scanner.at, sealed.end, bad))),
             }
         }
-        // Best effort: without it the next start reads the segment again.
-        if let Ok(file) = files.create(&path) {
-            let _ = file.write_at(&sealed.encode(), 0);
+    }
+
+    /// Beside the segment. Best effort: without it the next start reads the segment.
+    pub(crate) fn write<F: Files>(&self, files: &F, segment: &Path) {
+        if let Ok(file) = files.create(&segment.with_extension("idx")) {
+            let _ = file.write_at(&self.encode(), 0);
         }
-        Ok(Ok(sealed))
     }
 }

@@ -25,6 +25,9 @@ mod segment;
 mod state;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 #[cfg(any(test, feature = "conformance"))]

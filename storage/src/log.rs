@@ -1,6 +1,7 @@
 //! The log as its owner sees it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -41,7 +42,8 @@ pub trait EventLog: Clone + Send + Sync + 'static {
     /// Whole transactions from an offset on, never beyond the high-water mark;
     /// waits for more at the end.
     fn read(&self, from: Offset) -> impl Stream<Item = Result<Frame>> + Send + 'static;
-    /// Removes what lies below, as far as it is whole segments.
+    /// Removes what lies below, as far as it is whole segments, and neither
+    /// needed by a sink nor held back.
     fn trim(&self, upto: Offset) -> impl Future<Output = Result<()>> + Send;
     /// The state as appended so far.
     fn state(&self) -> Arc<State>;
@@ -120,12 +122,12 @@ pub(crate) struct Shared<F: Files> {
     state: RwLock<Arc<State>>,
     /// Sealed segments by first offset; None: not looked at by this process.
     pub(crate) sealed: RwLock<BTreeMap<u64, Option<Arc<Sealed>>>>,
-    pub(crate) floor: AtomicU64,
+    /// The least checkpoint, once it was told.
+    pub(crate) floor: Mutex<Option<u64>>,
     pub(crate) syncs: AtomicU64,
     pub(crate) disk_full: AtomicBool,
     pub(crate) closing: AtomicBool,
     failure: watch::Sender<Option<Error>>,
-    _lock: F::Lock,
 }
 
 impl<F: Files> Shared<F> {
@@ -181,7 +183,9 @@ impl<F: Files> Shared<F> {
             Some(None) => {
                 let path = segment_path(&self.folder, base);
                 let loaded = Sealed::load(&self.files, &path)?;
-                let loaded = loaded.map_err(|(at, offset, bad)| crate::recovery::bad_frame(path, at, offset, bad))?;
+                let bad = |(at, offset, bad)| crate::recovery::bad_frame(path.clone(), at, offset, bad);
+                let loaded = loaded.map_err(bad)?;
+                loaded.write(&self.files, &path);
                 let loaded = Arc::new(loaded);
                 let mut all = self.sealed.write().unwrap_or_else(PoisonError::into_inner);
                 all.insert(base, Some(loaded.clone()));
@@ -238,7 +242,7 @@ impl<F: Files> Log<F> {
         let io = |what, error| Error::io(what, &folder, error);
         files.create_folder(&folder).map_err(|error| io("make the folder", error))?;
         let lock = files.lock(&folder.join("log.lock")).map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => Error::Locked(folder.clone()),
+            io::ErrorKind::WouldBlock => Error::Locked(folder.clone()),
             _ => io("lock", error),
         })?;
         let found = match recover(&files, &folder)? {
@@ -269,12 +273,11 @@ impl<F: Files> Log<F> {
             shown: RwLock::new(shown.clone()),
             state: RwLock::new(Arc::new(state)),
             sealed: RwLock::new(bases.into_iter().map(|base| (base, None)).collect()),
-            floor: AtomicU64::new(0),
+            floor: Mutex::new(None),
             syncs: AtomicU64::new(0),
             disk_full: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             failure: watch::Sender::new(None),
-            _lock: lock,
         });
         let writer = Writer {
             shared: shared.clone(),
@@ -296,6 +299,7 @@ impl<F: Files> Log<F> {
             changes: Vec::new(),
             untold: false,
             whole: shown,
+            _lock: lock,
         };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
@@ -333,14 +337,17 @@ impl<F: Files> Log<F> {
 
     /// Everything below may be removed, by age and size.
     pub fn retain_from(&self, floor: Offset) {
-        self.shared.floor.store(floor.0, Ordering::Relaxed);
+        *self.shared.floor.lock().unwrap_or_else(PoisonError::into_inner) = Some(floor.0);
         // A writer that has ended removes nothing.
         let _ = self.requests.send(Request::Retain);
     }
 
-    /// The first offset of a transaction whose commit time may be at or after `time`.
+    /// The first offset of a transaction whose commit time may be at or after
+    /// `time`; the high-water mark if none is shown yet.
     pub fn offset_at(&self, time: Micros) -> Result<Offset> {
-        crate::outside::LogFiles::open_on(self.shared.files.clone(), &self.shared.folder)?.offset_at(time)
+        let end = self.high_water();
+        let files = crate::outside::LogFiles::open_on(self.shared.files.clone(), &self.shared.folder)?;
+        Ok(files.first_at(time)?.map_or(end, |found| found.min(end)))
     }
 
     /// Resolves with the error that ended the log, if one does.
@@ -365,6 +372,11 @@ impl<F: Files> Log<F> {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
+        &self.shared
+    }
+
     fn error(&self) -> Error {
         self.shared.failure.borrow().clone().unwrap_or(Error::Closed)
     }
@@ -381,13 +393,25 @@ fn make<F: Files>(files: &F, folder: &Path, options: Options) -> Result<Found<F>
         position: None,
     };
     let base = standing.offset;
+    sync_names(files, folder).map_err(|error| Error::io("sync the folders above", folder, error))?;
     let (file, length) = new_segment(files, folder, &mut standing, Epoch(0), &State::default())?;
-    if let Some(parent) = folder.parent() {
-        let made = files.sync_folder(parent, SyncPoint::NewFolder);
-        made.map_err(|error| Error::io("sync the folder above", folder, error))?;
-    }
     let (index, recovery) = (Index::default(), Recovery::default());
     Ok(Found { standing, state: State::default(), bases: vec![base], file, length, index, recovery })
+}
+
+/// Makes the names of all folders above durable: who made them, and whether
+/// that process lived to sync them, is not known. It comes before the first
+/// segment: where one is found, this was done.
+fn sync_names<F: Files>(files: &F, folder: &Path) -> io::Result<()> {
+    let whole = std::path::absolute(folder)?;
+    for (i, above) in whole.ancestors().skip(1).enumerate() {
+        match files.sync_folder(above, SyncPoint::NewFolder) {
+            // Where nothing may be read, nothing was made by us.
+            Err(error) if i > 0 && error.kind() == io::ErrorKind::PermissionDenied => break,
+            synced => synced?,
+        }
+    }
+    Ok(())
 }
 
 fn write_epoch<F: LogFile>(file: &F, path: &Path, at: u64, standing: &mut Standing, epoch: Epoch) -> Result<u64> {
@@ -406,8 +430,8 @@ fn write_epoch<F: LogFile>(file: &F, path: &Path, at: u64, standing: &mut Standi
         chain: 0,
     };
     header.chain = header.chain_after(standing.chain);
-    let written = file.write_at(&header.encode(), at).and_then(|()| file.sync(SyncPoint::Epoch));
-    written.map_err(|error| Error::io("write the epoch to", path, error))?;
+    let written = file.write_at(&header.encode(Some(standing.id)), at).and_then(|()| file.sync(SyncPoint::Epoch));
+    written.map_err(|error| Error::fatal("writing the epoch to", path, error))?;
     standing.sequence += 1;
     standing.chain = header.chain;
     standing.epoch = epoch.0;

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::{Disk, Files, segment_bases, segment_path};
 use crate::index::Sealed;
 use crate::newtypes::{LogId, Micros, Offset, OffsetRange, Position};
-use crate::reader::{Commit, commit_of};
+use crate::reader::{Commit, commit_of, holds};
 use crate::recovery::{Walk, bad_frame};
 use crate::segment::{Bad, Scanner};
 use crate::state::State;
@@ -88,9 +88,20 @@ impl<F: Files> LogFiles<F> {
     pub fn standing(&self) -> Result<Option<Standing>> {
         let bases = self.bases()?;
         let Some(&newest) = bases.last() else { return Ok(None) };
+        // In this order: what is durable by now is in the file by then.
+        let limit = self.synced(newest, 0)?;
         let mut walk = Walk::new(self.scanner(newest)?, newest)?;
-        let limit = self.synced(newest)?;
-        while walk.next_sequence < limit && walk.step()?.is_ok() {}
+        while walk.next_sequence < limit {
+            match walk.step()? {
+                Ok(_) => {}
+                Err(Bad::Frame(what)) => {
+                    walk.synced = limit;
+                    return Err(walk.corrupt(what));
+                }
+                Err(Bad::End) => break,
+                Err(bad) => return Err(bad_frame(walk.scanner.path, walk.scanner.at, walk.kept.offset, bad)),
+            }
+        }
         Ok(Some(Standing {
             id: walk.kept.id,
             epoch: walk.kept.epoch,
@@ -102,10 +113,10 @@ impl<F: Files> LogFiles<F> {
         }))
     }
 
-    /// The greatest `synced` of a segment.
-    fn synced(&self, base: u64) -> Result<u64> {
+    /// The greatest `synced` that a segment's frames from a place on tell.
+    fn synced(&self, base: u64, from: u64) -> Result<u64> {
         let scanner = self.scanner(base)?;
-        let (mut at, mut synced) = (0, 0);
+        let (mut at, mut synced) = (from, 0);
         while let Ok(header) = scanner.header(at)? {
             synced = synced.max(header.synced);
             at += header.frame_length();
@@ -118,8 +129,15 @@ impl<F: Files> LogFiles<F> {
     }
 
     /// The first offset of a transaction whose commit time may be at or after
-    /// `time`; the high-water mark if none is.
+    /// `time`; the end of what is durable if none is.
     pub fn offset_at(&self, time: Micros) -> Result<Offset> {
+        match self.first_at(time)? {
+            Some(offset) => Ok(offset),
+            None => Ok(self.standing()?.map_or(Offset(0), |standing| standing.end)),
+        }
+    }
+
+    pub(crate) fn first_at(&self, time: Micros) -> Result<Option<Offset>> {
         let bases = self.bases()?;
         for (i, &base) in bases.iter().enumerate() {
             let path = segment_path(&self.folder, base);
@@ -133,30 +151,35 @@ impl<F: Files> LogFiles<F> {
                 scanner.at = sealed.index.before_time(time);
             }
             let mut begin = None;
-            while let Ok(header) = scanner.header(scanner.at)? {
+            loop {
+                let header = match scanner.header(scanner.at)? {
+                    Ok(header) => header,
+                    Err(Bad::End) => break,
+                    // Of the newest this is the torn tail, or `standing` tells what else.
+                    Err(_) if i + 1 == bases.len() => break,
+                    Err(bad) => return Err(bad_frame(path, scanner.at, begin.unwrap_or(base), bad)),
+                };
                 scanner.at += header.frame_length();
                 let first = *begin.get_or_insert(header.base);
                 if header.event_time >= time && matches!(header.kind, FrameKind::Log(_)) {
-                    return Ok(Offset(first));
+                    return Ok(Some(Offset(first)));
                 }
                 if header.ends_transaction {
                     begin = None;
                 }
             }
         }
-        Ok(self.standing()?.map_or(Offset(0), |standing| standing.end))
+        Ok(None)
     }
 
     /// Whole transactions from an offset on, up to what is durable. The cursor
     /// starts at the head of the offset's segment, so that it knows the state.
     pub fn read(&self, from: Offset) -> Result<Cursor<F>> {
         let bases = self.bases()?;
-        let i = bases.partition_point(|&base| base <= from.0).saturating_sub(1);
-        let start = *bases.get(i).ok_or(Error::OutOfRange { offset: from.0, start: 0, end: 0 })?;
-        if from.0 < start {
-            let end = self.standing()?.map_or(start, |standing| standing.end.0);
+        let Some(start) = holds(&bases, from.0) else {
+            let (start, end) = self.standing()?.map_or((0, 0), |standing| (standing.start.0, standing.end.0));
             return Err(Error::OutOfRange { offset: from.0, start, end });
-        }
+        };
         let walk = Walk::new(self.scanner(start)?, start)?;
         Ok(Cursor { log: self.clone(), walk, synced: 0, from: from.0, commit: Commit::default(), inside: false })
     }
@@ -268,6 +291,7 @@ impl<F: Files> Cursor<F> {
 
     /// The next frame; None if there is none now: ask again after a while.
     /// After an error nothing more comes.
+    #[expect(clippy::should_implement_trait, reason = "None is not the end")]
     pub fn next(&mut self) -> Result<Option<Frame>> {
         loop {
             if self.walk.next_sequence >= self.synced {
@@ -315,17 +339,18 @@ impl<F: Files> Cursor<F> {
     /// durable yet.
     fn begin(&mut self) -> Result<bool> {
         let scanner = &self.walk.scanner;
-        let Ok(first) = scanner.header(scanner.at)? else { return Ok(true) };
-        let ahead = Scanner {
-            file: scanner.file.clone(),
-            path: scanner.path.clone(),
-            at: scanner.at + first.frame_length(),
-            length: scanner.length,
+        // What is no successor is told as the corruption it is by the next step.
+        let first = match scanner.header(scanner.at)? {
+            Ok(first) if self.walk.wrong(&first).is_none() => first,
+            _ => return Ok(true),
         };
-        match commit_of(&ahead, &first)? {
+        match commit_of(&scanner.at(scanner.at + first.frame_length()), &first)? {
             Ok(commit) if commit.last < self.synced => {
                 self.commit = commit;
                 Ok(true)
+            }
+            Err((at, sequence, bad)) if sequence < self.synced => {
+                Err(bad_frame(scanner.path.clone(), at, first.base, bad))
             }
             _ => {
                 // Asks again how far all is durable by then.
@@ -338,20 +363,17 @@ impl<F: Files> Cursor<F> {
     /// How long to wait before asking again.
     pub const PAUSE: Duration = Duration::from_millis(50);
 
-    /// Learns how far this segment is durable by now.
+    /// Learns how far this segment is durable by now. In this order: what is
+    /// durable is in the file when its length is asked for.
     fn refresh(&mut self) -> Result<()> {
         let base = self.walk.scanner_base();
-        let newest = self.log.bases()?.last().copied();
-        let length = {
-            let scanner = self.log.scanner(base)?;
-            scanner.length
+        self.synced = if self.log.bases()?.last() == Some(&base) {
+            self.log.synced(base, self.walk.scanner.at)?.max(self.walk.synced)
+        } else {
+            // A segment with one behind it is durable to its end.
+            u64::MAX
         };
-        if length == self.walk.scanner.length && newest == Some(base) && self.synced > 0 {
-            return Ok(());
-        }
-        self.walk.scanner.length = length;
-        // A segment with one behind it is durable to its end.
-        self.synced = if newest == Some(base) { self.log.synced(base)? } else { u64::MAX };
+        self.walk.scanner.length = self.log.scanner(base)?.length;
         Ok(())
     }
 
@@ -364,9 +386,8 @@ impl<F: Files> Cursor<F> {
         };
         let walk = Walk::new(self.log.scanner(next)?, next)?;
         let head = walk.scanner.header(0)?.map_err(|bad| bad_frame(walk.scanner.path.clone(), 0, next, bad))?;
-        if head.sequence != self.walk.next_sequence {
-            let what = format!("frames {} to {} are missing", self.walk.next_sequence, head.sequence);
-            return Err(Error::Gap { path: walk.scanner.path.clone(), what });
+        if let Some(what) = self.walk.wrong(&head) {
+            return Err(Error::Gap { path: walk.scanner.path.clone(), what: what.into() });
         }
         self.walk = walk;
         self.synced = 0;

@@ -9,10 +9,18 @@ use tokio::sync::watch;
 use crate::batch::Frame;
 use crate::error::{Error, Result};
 use crate::files::{Files, segment_path};
-use crate::log::Shared;
+use crate::log::{Shared, Shown};
 use crate::newtypes::{Offset, OffsetRange, Position};
 use crate::recovery::bad_frame;
 use crate::segment::{Bad, FrameKind, Header, Scanner};
+
+/// What is wrong with a whole frame that stands where another should.
+pub(crate) const NO_SUCCESSOR: &str = "it does not continue the frame before it";
+
+/// Whether a frame is the one of this sequence, behind one of this chain.
+pub(crate) fn follows(header: &Header, sequence: u64, chain: u32) -> bool {
+    header.sequence == sequence && header.chain_after(chain) == header.chain
+}
 
 /// Read at a time, about.
 const PIECE: usize = 1 << 20;
@@ -32,6 +40,8 @@ struct Open<F> {
     /// Of the transaction under way.
     commit: Commit,
     inside: bool,
+    /// Sequence and chain that the next frame must continue; None behind a jump.
+    follows: Option<(u64, u32)>,
 }
 
 /// What a transaction's last frame tells.
@@ -88,13 +98,18 @@ impl<F: Files> Reader<F> {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = Frame> {
+        self.ready.drain(..)
+    }
+
     /// Reads some frames ahead; false if there are no more now.
-    fn fill(&mut self) -> Result<bool> {
+    pub(crate) fn fill(&mut self) -> Result<bool> {
         let shown = self.shared.shown();
         let mut bytes = 0;
         while bytes < PIECE {
             if self.open.is_none() {
-                self.open = Some(self.find(shown.offset)?);
+                self.open = Some(self.find(&shown)?);
             }
             let Some(open) = &mut self.open else { break };
             let limit = if open.base == shown.segment {
@@ -109,10 +124,10 @@ impl<F: Files> Reader<F> {
                 if open.base == shown.segment {
                     break;
                 }
-                let base = open.base;
+                let (base, follows) = (open.base, open.follows);
                 let next = self.shared.bases().into_iter().find(|&other| other > base);
                 let next = next.ok_or_else(|| self.out_of_range(shown.offset))?;
-                self.open = Some(self.begin(next, 0)?);
+                self.open = Some(Open { follows, ..self.begin(next, 0)? });
                 continue;
             }
             open.scanner.length = limit;
@@ -120,8 +135,14 @@ impl<F: Files> Reader<F> {
             let expected = self.next;
             let (_, header, payload) =
                 open.scanner.next()?.map_err(|bad| bad_frame(path.clone(), at, expected, bad))?;
+            if let Some((sequence, chain)) = open.follows
+                && !follows(&header, sequence, chain)
+            {
+                return Err(bad_frame(path, at, expected, Bad::Frame(NO_SUCCESSOR)));
+            }
+            open.follows = Some((header.sequence + 1, header.chain));
             if !open.inside {
-                let bad = |(at, bad)| bad_frame(path.clone(), at, expected, bad);
+                let bad = |(at, _, bad)| bad_frame(path.clone(), at, expected, bad);
                 open.commit = commit_of(&open.scanner, &header)?.map_err(bad)?;
             }
             open.inside = !header.ends_transaction;
@@ -144,11 +165,12 @@ impl<F: Files> Reader<F> {
         Ok(!self.ready.is_empty())
     }
 
-    fn find(&self, end: u64) -> Result<Open<F::File>> {
-        let bases = self.shared.bases();
-        let i = bases.partition_point(|&base| base <= self.next);
-        let base = *i.checked_sub(1).and_then(|i| bases.get(i)).ok_or_else(|| self.out_of_range(end))?;
-        let at = if bases.last() == Some(&base) {
+    fn find(&self, shown: &Shown) -> Result<Open<F::File>> {
+        let mut bases = self.shared.bases();
+        // A segment may have begun that nothing was shown of yet.
+        bases.retain(|&base| base <= shown.segment);
+        let base = holds(&bases, self.next).ok_or_else(|| self.out_of_range(shown.offset))?;
+        let at = if base == shown.segment {
             0
         } else {
             self.shared.sealed(base)?.map_or(0, |sealed| sealed.index.before_offset(self.next))
@@ -161,7 +183,7 @@ impl<F: Files> Reader<F> {
         let file = self.shared.files.open(&path).map_err(|error| Error::io("open", &path, error))?;
         let mut scanner = Scanner::open(file, &path)?;
         scanner.at = at;
-        Ok(Open { base, scanner, commit: Commit::default(), inside: false })
+        Ok(Open { base, scanner, commit: Commit::default(), inside: false, follows: None })
     }
 
     fn out_of_range(&self, end: u64) -> Error {
@@ -170,23 +192,64 @@ impl<F: Files> Reader<F> {
     }
 }
 
+/// The segment where what lies at or behind an offset begins: the one before
+/// that of this base may end with frames without records at it.
+pub(crate) fn holds(bases: &[u64], offset: u64) -> Option<u64> {
+    let first = *bases.first().filter(|first| **first <= offset)?;
+    let below = bases.partition_point(|&base| base < offset);
+    Some(below.checked_sub(1).map_or(first, |i| bases[i]))
+}
+
 /// How the transaction ends that begins with `first`, which the scanner has
-/// just passed; else where its end is missing.
+/// just passed; else where its end is missing, with the sequence of what should
+/// be there.
 pub(crate) fn commit_of<F: crate::files::LogFile>(
     scanner: &Scanner<F>,
     first: &Header,
-) -> Result<std::result::Result<Commit, (u64, Bad)>> {
+) -> Result<std::result::Result<Commit, (u64, u64, Bad)>> {
     let mut at = scanner.at;
     let mut header = first.clone();
     while !header.ends_transaction {
         match scanner.header(at)? {
-            Ok(next) => {
+            Ok(next) if follows(&next, header.sequence + 1, header.chain) => {
                 at += next.frame_length();
                 header = next;
             }
-            Err(bad) => return Ok(Err((at, bad))),
+            Ok(_) => return Ok(Err((at, header.sequence + 1, Bad::Frame(NO_SUCCESSOR)))),
+            Err(bad) => return Ok(Err((at, header.sequence + 1, bad))),
         }
     }
     let aborted = header.kind == FrameKind::Abort;
     Ok(Ok(Commit { position: header.position, aborted, last: header.sequence }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulated::Simulated;
+    use crate::{EventLog, Kind, Log, LogBatch, Micros, Options};
+
+    #[tokio::test]
+    async fn a_reader_that_begins_as_a_segment_is_sealed_sees_nothing_early() {
+        let options = Options { segment_bytes: 100, ..Options::default() };
+        let (log, _) = Log::open_on(Simulated::new(), "/log", options).unwrap();
+        let batch = LogBatch {
+            kind: Kind::Data,
+            position: None,
+            records: 1,
+            event_time: Micros(0),
+            payload: Default::default(),
+            state: Vec::new(),
+            ends_transaction: true,
+        };
+        let before = log.shared().shown();
+        log.append(batch).await.unwrap().await.unwrap();
+        // Taken in order, so the segment is sealed when it is answered.
+        log.abort().await.unwrap();
+        let bases = log.shared().bases();
+        assert_eq!(bases.len(), 2);
+        // It waits for what is not there yet.
+        let reader = Reader::new(log.shared().clone(), bases[1] + 1);
+        assert_eq!(reader.find(&before).unwrap().base, before.segment);
+    }
 }

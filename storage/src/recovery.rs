@@ -6,11 +6,24 @@
 //! the first bad frame and everything after is a torn tail, cut back to the
 //! last whole transaction; nobody has seen it.
 //!
-//! What is kept above `synced` may come from the page cache of a failed sync:
-//! it is written once more over itself, which makes its pages dirty again, and
-//! synced before anyone sees it. (Copying the segment and renaming, as was
-//! planned first, gives the same and costs a segment's writing at every start:
-//! 256 MiB, half a second here; this costs the tail alone.)
+//! What is kept above `synced` may come from the page cache of a failed sync,
+//! whose pages are clean and not on the disk: it is written once more over
+//! itself, which makes them dirty again, and synced before anyone sees it.
+//!
+//! In place, and not as was planned first, copied to a new file that is synced
+//! and renamed: that costs a segment's writing at every start (256 MiB, half a
+//! second here), this the tail alone. Is it as safe?
+//! - Power fails in the middle: each byte is written over with itself, so it is
+//!   what it was, or what it would be. A frame that was acknowledged and is on
+//!   the disk stays; one that is only in the cache may become torn, and was not
+//!   acknowledged, for then its sync would not have failed. That a write spoils
+//!   nothing outside its own bytes is taken for granted by every append, too.
+//! - Power fails after the cut and before its sync: the old tail is back, or a
+//!   part of it, and is cut again. Nothing is written behind the cut before it
+//!   is durable: else a frame of the old tail, whose `synced` tells of frames
+//!   that were cut, could stand behind a torn one of the new, and be taken for
+//!   proof of corruption.
+//! - This sync fails: opening does, and the next one does it all again.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -58,19 +71,25 @@ pub(crate) struct Found<F: Files> {
 /// None: there is no log yet.
 pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found<F>>> {
     let names = files.list(folder).map_err(|error| Error::io("list", folder, error))?;
-    for name in names.iter().filter(|name| name.ends_with(".tmp")) {
+    let bases = segment_bases(&names);
+    // Segments that were never finished, and indexes whose segment was removed.
+    let left = |name: &&String| {
+        name.ends_with(".tmp") || name.strip_suffix(".idx").is_some_and(|base| !names.contains(&format!("{base}.log")))
+    };
+    for name in names.iter().filter(left) {
         let path = folder.join(name);
         files.remove(&path).map_err(|error| Error::io("remove", path, error))?;
     }
-    let bases = segment_bases(&names);
     let Some(&newest) = bases.last() else { return Ok(None) };
+    let synced = files.sync_folder(folder, SyncPoint::RecoveredNames);
+    synced.map_err(|error| Error::io("sync the names in", folder, error))?;
     for pair in bases.windows(2) {
         follows(files, folder, pair[0], pair[1])?;
     }
     let path = segment_path(folder, newest);
-    let file = files.open(&path).map_err(|error| Error::io("open", &path, error))?;
+    let file = files.open_to_write(&path).map_err(|error| Error::io("open", &path, error))?;
     let mut walk = Walk::new(Scanner::open(file.clone(), &path)?, newest)?;
-    let stop = walk.to_the_end()?;
+    let stop = walk.finish()?;
     let length = walk.kept_at;
     let mut recovery = Recovery { cut_bytes: walk.scanner.length - length, kept_bytes: 0 };
     if let Bad::Frame(what) = stop {
@@ -83,7 +102,7 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
     let unsynced = walk.unsynced.front().map_or(length, |&(_, at)| at).min(length);
     if unsynced < length || recovery.cut_bytes > 0 {
         recovery.kept_bytes = length - unsynced;
-        write_again(&file, &path, unsynced, length)?;
+        write_again(&mut walk.scanner, unsynced, length)?;
         file.truncate(length).map_err(|error| Error::io("cut the torn tail of", &path, error))?;
         file.sync(SyncPoint::RecoveredTail).map_err(|error| Error::fatal("sync of", &path, error))?;
     }
@@ -94,26 +113,30 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
 /// A sealed segment must end where the next begins.
 fn follows<F: Files>(files: &F, folder: &Path, base: u64, next: u64) -> Result<()> {
     let (path, next_path) = (segment_path(folder, base), segment_path(folder, next));
-    let sealed = Sealed::load(files, &path)?.map_err(|(at, offset, bad)| bad_frame(path.clone(), at, offset, bad))?;
-    let length = files.open(&path).and_then(|file| file.length());
-    let length = length.map_err(|error| Error::io("read the length of", &path, error))?;
-    if sealed.length != length {
-        let what = format!("it has {length} bytes where {} were written", sealed.length);
-        return Err(Error::Corrupt { path, at: sealed.length.min(length), offset: base, what });
-    }
     let file = files.open(&next_path).map_err(|error| Error::io("open", &next_path, error))?;
     let scanner = Scanner::open(file, &next_path)?;
-    let header = scanner.header(0)?.map_err(|bad| bad_frame(next_path.clone(), 0, next, bad))?;
-    let what = if header.sequence != sealed.sequence {
-        format!("frames {} to {} are missing", sealed.sequence, header.sequence)
-    } else if header.base < sealed.end {
-        format!("it begins at offset {} below the end {}", header.base, sealed.end)
-    } else if header.chain_after(sealed.chain) != header.chain {
-        "the chain does not continue".to_owned()
-    } else {
+    let head = scanner.header(0)?.map_err(|bad| bad_frame(next_path.clone(), 0, next, bad))?;
+    let bad = |(at, offset, bad)| bad_frame(path.clone(), at, offset, bad);
+    let sealed = Sealed::load(files, &path)?.map_err(bad)?;
+    if meets(&sealed, &head).is_ok() {
         return Ok(());
-    };
-    Err(Error::Gap { path: next_path, what })
+    }
+    // The index may be an old one: the segment itself decides.
+    let sealed = Sealed::make(files, &path)?.map_err(bad)?;
+    sealed.write(files, &path);
+    meets(&sealed, &head).map_err(|what| Error::Gap { path: next_path, what })
+}
+
+pub(crate) fn meets(sealed: &Sealed, head: &Header) -> std::result::Result<(), String> {
+    if head.sequence != sealed.sequence {
+        Err(format!("frames {} to {} are missing", sealed.sequence, head.sequence))
+    } else if head.base < sealed.end {
+        Err(format!("it begins at offset {} below the end {}", head.base, sealed.end))
+    } else if head.chain_after(sealed.chain) != head.chain {
+        Err("the chain does not continue".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 pub(crate) fn bad_frame(path: PathBuf, at: u64, offset: u64, bad: Bad) -> Error {
@@ -124,18 +147,23 @@ pub(crate) fn bad_frame(path: PathBuf, at: u64, offset: u64, bad: Bad) -> Error 
     }
 }
 
-fn write_again<F: LogFile>(file: &F, path: &Path, from: u64, to: u64) -> Result<()> {
-    let mut piece = vec![0; 1 << 20];
-    let mut at = from;
-    while at < to {
-        let size = piece.len().min((to - at) as usize);
-        let read = file.read_at(&mut piece[..size], at).map_err(|error| Error::io("read", path, error))?;
-        if read < size {
-            let what = "it became shorter while it was read".into();
-            return Err(Error::Corrupt { path: path.into(), at, offset: 0, what });
-        }
-        file.write_at(&piece[..size], at).map_err(|error| Error::io("write", path, error))?;
-        at += size as u64;
+/// Writes frames over themselves, the very bytes that were checked: pages that
+/// a failed sync left clean may be dropped, and read back as they were before
+/// it, at any moment until they are dirty again.
+fn write_again<F: LogFile>(scanner: &mut Scanner<F>, from: u64, to: u64) -> Result<()> {
+    scanner.at = from;
+    while scanner.at < to {
+        let (at, header, payload) = match scanner.next()? {
+            Ok(frame) => frame,
+            Err(_) => {
+                let what = "it changed while it was read".into();
+                return Err(Error::Corrupt { path: scanner.path.clone(), at: scanner.at, offset: 0, what });
+            }
+        };
+        let head = header.encode(scanner.log(at));
+        let written = scanner.file.write_at(&head, at);
+        let written = written.and_then(|()| scanner.file.write_at(&payload, at + head.len() as u64));
+        written.map_err(|error| Error::fatal("writing", &scanner.path, error))?;
     }
     Ok(())
 }
@@ -199,23 +227,13 @@ impl<F: LogFile> Walk<F> {
     }
 
     /// The next frame that follows; what is wrong with what stands there else.
-    #[expect(clippy::type_complexity, reason = "a frame, or why there is none")]
     pub(crate) fn step(&mut self) -> Result<std::result::Result<(u64, Header, bytes::Bytes), Bad>> {
         let before = self.scanner.at;
         let (at, header, payload) = match self.scanner.next()? {
             Ok(frame) => frame,
             Err(bad) => return Ok(Err(bad)),
         };
-        let wrong = if header.sequence != self.next_sequence {
-            Some("its sequence does not follow")
-        } else if header.base < self.next_offset {
-            Some("its offset was used before")
-        } else if header.chain_after(self.chain) != header.chain {
-            Some("the chain does not continue")
-        } else {
-            None
-        };
-        if let Some(what) = wrong {
+        if let Some(what) = self.wrong(&header) {
             self.scanner.at = before;
             return Ok(Err(Bad::Frame(what)));
         }
@@ -258,7 +276,20 @@ impl<F: LogFile> Walk<F> {
         Ok(Ok((at, header, payload)))
     }
 
-    fn to_the_end(&mut self) -> Result<Bad> {
+    /// Why a frame cannot be the next.
+    pub(crate) fn wrong(&self, header: &Header) -> Option<&'static str> {
+        if header.sequence != self.next_sequence {
+            Some("its sequence does not follow")
+        } else if header.base < self.next_offset {
+            Some("its offset was used before")
+        } else if header.chain_after(self.chain) != header.chain {
+            Some("the chain does not continue")
+        } else {
+            None
+        }
+    }
+
+    fn finish(&mut self) -> Result<Bad> {
         loop {
             match self.step()? {
                 Ok(_) => {}

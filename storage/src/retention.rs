@@ -4,14 +4,14 @@
 //! checkpoint of a sink, and the first frame held back) and it is older, or all
 //! together larger, than is to be kept. The newest segment always stays.
 
+use std::io;
 use std::path::Path;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::files::{Files, LogFile, segment_path};
+use crate::files::{Files, LogFile, SyncPoint, segment_path};
 use crate::log::{Options, Shared};
 use crate::writer::PENDING_KEY;
 
@@ -24,7 +24,8 @@ pub(crate) fn apply<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, opti
         .collect();
     let mut total: u64 = lengths.iter().sum();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
-    let floor = floor(shared);
+    let Some(floor) = floor(shared) else { return Ok(()) };
+    let floor = floor.min(pending(shared));
     let mut upto = None;
     for (pair, length) in bases.windows(2).zip(&lengths) {
         if pair[1] > floor {
@@ -44,11 +45,12 @@ pub(crate) fn apply<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, opti
 
 /// Removes whole segments below an offset, whatever their age, but never what is needed.
 pub(crate) fn trim<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, upto: u64) -> Result<()> {
-    remove(shared, files, folder, upto.min(pending(shared)))
+    remove(shared, files, folder, upto.min(floor(shared).unwrap_or(u64::MAX)).min(pending(shared)))
 }
 
-fn floor<F: Files>(shared: &Shared<F>) -> u64 {
-    shared.floor.load(Ordering::Relaxed).min(pending(shared))
+/// The least checkpoint of a sink; None: nobody has told it yet.
+fn floor<F: Files>(shared: &Shared<F>) -> Option<u64> {
+    *shared.floor.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The first frame held back and not released.
@@ -58,15 +60,21 @@ fn pending<F: Files>(shared: &Shared<F>) -> u64 {
     value.and_then(|value| value.parse().ok()).unwrap_or(u64::MAX)
 }
 
-/// Oldest first, so that a crash in between leaves no hole. Not synced: a name
-/// that comes back after a power cut is removed again.
+/// Oldest first, and each removal synced before the next, so that neither a
+/// crash nor a power cut leaves a hole. An index that stays is removed at the
+/// next start.
 fn remove<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, upto: u64) -> Result<()> {
     for pair in shared.bases().windows(2).filter(|pair| pair[1] <= upto) {
         let path = segment_path(folder, pair[0]);
-        files.remove(&path).map_err(|error| Error::io("remove", &path, error))?;
+        match files.remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &path, error)),
+            _ => {}
+        }
         // There may be none.
         let _ = files.remove(&path.with_extension("idx"));
         fault::point("retention");
+        let synced = files.sync_folder(folder, SyncPoint::Removed);
+        synced.map_err(|error| Error::io("sync the removal of", &path, error))?;
         shared.sealed.write().unwrap_or_else(PoisonError::into_inner).remove(&pair[0]);
         tracing::info!(segment = %path.display(), "removed");
     }

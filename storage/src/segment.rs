@@ -5,7 +5,7 @@
 //!   8 epoch u64      16 sequence u64               24 base offset u64
 //!  32 event time i64 40 synced u64                 48 records u32
 //!  52 position length u32            56 payload length u32
-//!  60 payload CRC32C 64 chain CRC32C 68 header CRC32C (of bytes 0..68 and the position)
+//!  60 payload CRC32C 64 chain CRC32C 68 header CRC32C
 //!  72 position, payload
 //! ```
 //!
@@ -13,6 +13,10 @@
 //! below which all was durable when the frame was written: a sequence and not
 //! an offset, because frames that carry only a position or state take no offset
 //! and yet have been acknowledged.
+//!
+//! The header's CRC is that of the log's id, bytes 0..68 and the position; a
+//! segment's head, which tells the id, does without it. So the bytes of another
+//! log, which a row may well hold, are never taken for frames of this one.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +26,7 @@ use crc_fast::{CrcAlgorithm, Digest, checksum};
 use crate::batch::Kind;
 use crate::error::{Error, Result};
 use crate::files::LogFile;
-use crate::newtypes::{Epoch, Micros, Position};
+use crate::newtypes::{Epoch, LogId, Micros, Position};
 
 /// Of the fixed part.
 pub(crate) const HEADER: usize = 72;
@@ -121,6 +125,14 @@ pub(crate) fn crc(bytes: &[u8]) -> u32 {
     checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
+fn header_crc(log: Option<LogId>, fixed: &[u8], position: &[u8]) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    digest.update(log.as_ref().map_or(&[], |log| &log.0[..]));
+    digest.update(fixed);
+    digest.update(position);
+    digest.finalize() as u32
+}
+
 impl Header {
     /// One behind its last record.
     pub fn end(&self) -> u64 {
@@ -151,7 +163,7 @@ impl Header {
     }
 
     /// Header and position, ready to be written before the payload.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self, log: Option<LogId>) -> Vec<u8> {
         let position = self.position_bytes();
         let mut out = Vec::with_capacity(HEADER + position.len());
         out.extend_from_slice(&MAGIC);
@@ -162,10 +174,7 @@ impl Header {
         for number in [self.records, position.len() as u32, self.payload_length, self.payload_crc, self.chain] {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-        digest.update(&out);
-        digest.update(position);
-        out.extend_from_slice(&(digest.finalize() as u32).to_le_bytes());
+        out.extend_from_slice(&header_crc(log, &out, position).to_le_bytes());
         out.extend_from_slice(position);
         out
     }
@@ -190,12 +199,31 @@ pub(crate) struct Scanner<F> {
     /// Where the next frame is looked for.
     pub(crate) at: u64,
     pub(crate) length: u64,
+    /// As the head tells; None if there is no head.
+    log: Option<LogId>,
 }
 
 impl<F: LogFile> Scanner<F> {
     pub(crate) fn open(file: F, path: &Path) -> Result<Self> {
         let length = file.length().map_err(|error| Error::io("read the length of", path, error))?;
-        Ok(Self { file, path: path.into(), at: 0, length })
+        let mut scanner = Self { file, path: path.into(), at: 0, length, log: None };
+        if let Ok(head) = scanner.header(0)?
+            && head.kind == FrameKind::Head
+            && let Some(id) = scanner.read(head.frame_length() - u64::from(head.payload_length), 16)?
+        {
+            scanner.log = id.first_chunk().map(|id| LogId(*id));
+        }
+        Ok(scanner)
+    }
+
+    /// What goes into the CRC of the header that stands at `at`.
+    pub(crate) fn log(&self, at: u64) -> Option<LogId> {
+        self.log.filter(|_| at > 0)
+    }
+
+    /// The same file, read from another place.
+    pub(crate) fn at(&self, at: u64) -> Self {
+        Self { file: self.file.clone(), path: self.path.clone(), at, length: self.length, log: self.log }
     }
 
     fn read(&self, at: u64, length: usize) -> Result<Option<Vec<u8>>> {
@@ -229,10 +257,7 @@ impl<F: LogFile> Scanner<F> {
                 None => return Ok(Err(Bad::Frame("the file ends within a position"))),
             }
         };
-        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-        digest.update(&fixed[..68]);
-        digest.update(&position);
-        if digest.finalize() as u32 != u32_at(68) {
+        if header_crc(self.log(at), &fixed[..68], &position) != u32_at(68) {
             return Ok(Err(Bad::Frame("header CRC")));
         }
         if fixed[4] != VERSION {

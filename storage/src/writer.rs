@@ -78,6 +78,8 @@ pub(crate) struct Writer<F: Files> {
     pub(crate) untold: bool,
     /// At the last transaction's end.
     pub(crate) whole: Shown,
+    /// Given back when nothing more is written, whoever still reads.
+    pub(crate) _lock: F::Lock,
 }
 
 pub(crate) struct Waiting {
@@ -111,7 +113,6 @@ impl<F: Files> Writer<F> {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "whether to close, and whom to tell")]
     fn turn(&mut self) -> Result<Option<Option<oneshot::Sender<()>>>> {
         match self.take()? {
             Next::More => {
@@ -127,12 +128,22 @@ impl<F: Files> Writer<F> {
             }
             Next::Close(done) => return Ok(Some(done)),
         }
-        if self.length >= self.options.segment_bytes && !self.inside {
+        // Nothing but state was written since: there is no offset to name the next one by.
+        let named = self.standing.offset > self.segment;
+        if self.length >= self.options.segment_bytes && !self.inside && named {
             self.sync()?;
             self.roll()?;
-            retention::apply(&self.shared, &self.files, &self.folder, &self.options)?;
+            self.retain();
         }
         Ok(None)
+    }
+
+    /// What cannot be removed now is tried again later: the log goes on. The
+    /// state that says what may go must be durable before.
+    fn retain(&self) {
+        if let Err(error) = retention::apply(&self.shared, &self.files, &self.folder, &self.options) {
+            tracing::error!(error = &error as &dyn std::error::Error, "old segments stay");
+        }
     }
 
     fn take(&mut self) -> Result<Next> {
@@ -150,32 +161,42 @@ impl<F: Files> Writer<F> {
             }
         };
         match request {
-            Request::Append { batch, done, room } => self.append(batch, done, room)?,
+            Request::Append { batch, done, room } => match self.append(batch) {
+                Ok(appended) => {
+                    self.waiting.push_back(Waiting { done, appended, _room: room });
+                    self.oldest.get_or_insert_with(Instant::now);
+                }
+                Err(error) => {
+                    let _ = done.send(Err(error.clone()));
+                    return Err(error);
+                }
+            },
             Request::Abort { done } => {
                 let aborted = self.abort();
-                let failed = aborted.is_err();
                 let _ = done.send(aborted.clone());
-                if failed {
-                    aborted?;
-                }
+                aborted?;
             }
             Request::Trim { upto, done } => {
-                let trimmed = retention::trim(&self.shared, &self.files, &self.folder, upto.0);
-                let _ = done.send(trimmed);
+                let synced = self.sync();
+                let trim = |()| retention::trim(&self.shared, &self.files, &self.folder, upto.0);
+                let _ = done.send(synced.clone().and_then(trim));
+                synced?;
             }
-            Request::Retain => retention::apply(&self.shared, &self.files, &self.folder, &self.options)?,
+            Request::Retain => {
+                self.sync()?;
+                self.retain();
+            }
             Request::Close { done } => return Ok(Next::Close(Some(done))),
         }
         Ok(Next::More)
     }
 
-    fn append(
-        &mut self,
-        mut batch: LogBatch,
-        done: oneshot::Sender<Result<Appended>>,
-        room: Option<OwnedSemaphorePermit>,
-    ) -> Result<()> {
-        if batch.kind == Kind::Pending && self.shared.state().get(PENDING_KEY).is_none() {
+    fn append(&mut self, mut batch: LogBatch) -> Result<Appended> {
+        if !batch.ends_transaction {
+            // It may be aborted yet: nothing can be resumed from here.
+            batch.position = None;
+        }
+        if batch.kind == Kind::Pending && !self.is_pending(&batch) {
             let value = self.standing.offset.to_string().into();
             batch.state.push(StateChange { key: PENDING_KEY.into(), value: Some(value) });
         }
@@ -205,10 +226,16 @@ impl<F: Files> Writer<F> {
             self.end_of_transaction();
         }
         let offsets = OffsetRange { start, end: Offset(self.standing.offset) };
-        let appended = Appended { offsets, position: Durable(batch.position) };
-        self.waiting.push_back(Waiting { done, appended, _room: room });
-        self.oldest.get_or_insert_with(Instant::now);
-        Ok(())
+        Ok(Appended { offsets, position: Durable(batch.position) })
+    }
+
+    /// Whether a frame before is held back: in the state, or in the transaction under way.
+    fn is_pending(&self, batch: &LogBatch) -> bool {
+        let mut changes = self.changes.iter().chain(&batch.state).rev();
+        match changes.find(|change| change.key == PENDING_KEY) {
+            Some(change) => change.value.is_some(),
+            None => self.shared.state().get(PENDING_KEY).is_some(),
+        }
     }
 
     /// The transaction under way will not be finished: what was written of it
@@ -250,7 +277,7 @@ impl<F: Files> Writer<F> {
             chain: 0,
         };
         header.chain = header.chain_after(self.standing.chain);
-        let head = header.encode();
+        let head = header.encode(Some(self.standing.id));
         self.write(&head, &batch.payload)?;
         self.length += header.frame_length();
         self.unsynced += header.frame_length() as usize;
@@ -266,8 +293,8 @@ impl<F: Files> Writer<F> {
     }
 
     /// Writes a frame whole; a full disk is waited for.
-    fn write(&self, head: &[u8], payload: &[u8]) -> Result<()> {
-        let mut pause = Duration::from_millis(100);
+    fn write(&mut self, head: &[u8], payload: &[u8]) -> Result<()> {
+        let mut pause = Duration::from_millis(5);
         loop {
             let written = self
                 .file
@@ -278,7 +305,7 @@ impl<F: Files> Writer<F> {
                 return Ok(());
             };
             let path = segment_path(&self.folder, self.segment);
-            if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            if !is_full(&error) {
                 return Err(Error::fatal("writing", path, error));
             }
             // This part was never synced or shown: what of it was written is cut off again.
@@ -286,6 +313,8 @@ impl<F: Files> Writer<F> {
             if !self.shared.disk_full.swap(true, Ordering::Relaxed) {
                 tracing::error!(segment = %path.display(), "disk full: nothing more is read from the source until there is room");
             }
+            // What was written before needs no room any more, and is waited for.
+            self.sync()?;
             if self.shared.closing.load(Ordering::Relaxed) {
                 return Err(Error::fatal("writing", path, error));
             }
@@ -337,6 +366,7 @@ impl<F: Files> Writer<F> {
         self.frame(kind, &empty)
     }
 
+    /// Seals the segment and begins the next one; later, if there is no room for it now.
     fn roll(&mut self) -> Result<()> {
         let sealed = Sealed {
             length: self.length,
@@ -344,25 +374,18 @@ impl<F: Files> Writer<F> {
             sequence: self.standing.sequence,
             chain: self.standing.chain,
             time: self.standing.event_time,
-            index: std::mem::take(&mut self.index),
+            index: self.index.clone(),
         };
-        if self.standing.offset == self.segment {
-            // Nothing but state was written: a segment of this name exists.
-            // It goes on until there is an offset to name the next by.
-            self.index = sealed.index;
-            return Ok(());
-        }
-        let path = segment_path(&self.folder, self.segment).with_extension("idx");
-        if let Ok(file) = self.files.create(&path) {
-            let _ = file.write_at(&sealed.encode(), 0);
-        }
-        let (file, length) =
-            new_segment(&self.files, &self.folder, &mut self.standing, self.epoch, &self.shared.state()).map_err(
-                |error| match error {
-                    Error::Io { what, path, source } => Error::Fatal { what, path, source },
-                    error => error,
-                },
-            )?;
+        let made = new_segment(&self.files, &self.folder, &mut self.standing, self.epoch, &self.shared.state());
+        let (file, length) = match made {
+            Ok(made) => made,
+            // It has no name yet, and this one can go on.
+            Err(Error::Io { source, .. }) if is_full(&source) => return Ok(()),
+            Err(Error::Io { what, path, source }) => return Err(Error::Fatal { what, path, source }),
+            Err(error) => return Err(error),
+        };
+        sealed.write(&self.files, &segment_path(&self.folder, self.segment));
+        self.index = Index::default();
         self.synced = self.standing.sequence;
         self.segment = self.standing.offset;
         (self.file, self.length) = (file, length);
@@ -389,6 +412,10 @@ impl<F: Files> Writer<F> {
             }
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Makes a segment: written under another name, synced, renamed, and the name
@@ -419,17 +446,24 @@ pub(crate) fn new_segment<F: Files>(
         chain: 0,
     };
     header.chain = header.chain_after(standing.chain);
-    let mut bytes = header.encode();
+    let mut bytes = header.encode(None);
     bytes.append(&mut payload);
     let made = (|| {
         let file = files.create(&temporary)?;
         file.write_at(&bytes, 0)?;
         file.sync(SyncPoint::NewSegment)?;
         files.rename(&temporary, &path)?;
-        files.sync_folder(folder, SyncPoint::NewSegmentName)?;
         Ok(file)
     })();
-    let file = made.map_err(|error| Error::io("make the segment", &path, error))?;
+    let file = made.map_err(|error| {
+        // Another try must not write to the file whose sync has failed. If it
+        // stays, the next start removes it.
+        let _ = files.remove(&temporary);
+        Error::io("make the segment", &path, error)
+    })?;
+    // From here on it has its name, and whether for ever is not known.
+    let named = files.sync_folder(folder, SyncPoint::NewSegmentName);
+    named.map_err(|error| Error::fatal("sync of the name of", &path, error))?;
     standing.sequence += 1;
     standing.chain = header.chain;
     Ok((file, bytes.len() as u64))
