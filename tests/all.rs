@@ -4,6 +4,7 @@
 
 mod accidents;
 mod bad_input;
+mod commands;
 mod kills;
 mod s3;
 mod spine;

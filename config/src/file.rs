@@ -65,25 +65,43 @@ impl Config {
     /// Reads a file, under the environment.
     pub fn load(file: &Path) -> Result<Self, Faults> {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.into());
+        let text = std::fs::read_to_string(&file).map_err(|error| {
+            let suggestion = (error.kind() == std::io::ErrorKind::NotFound)
+                .then(|| "`highwater init` writes one; --config names another".to_owned());
+            let what = format!("cannot be read: {error}");
+            let fault = Fault { place: file.display().to_string(), key: String::new(), what, suggestion };
+            Faults { file: file.clone(), faults: vec![fault] }
+        })?;
+        let environment = Env::prefixed("HIGHWATER_").ignore(&["CONFIG", "LOG", "FAULT"]).split("__");
+        Self::parse(&file, &text, Some(environment))
+    }
+
+    /// Reads a text alone, as if it stood in `file`; the environment has no say.
+    pub fn from_text(file: &Path, text: &str) -> Result<Self, Faults> {
+        Self::parse(file, text, None)
+    }
+
+    fn parse(file: &Path, text: &str, environment: Option<Env>) -> Result<Self, Faults> {
+        let file = file.to_path_buf();
         let fail = |place: String, what: String, suggestion: Option<String>| Faults {
             file: file.clone(),
             faults: vec![Fault { place, key: String::new(), what, suggestion }],
         };
-        let text = std::fs::read_to_string(&file).map_err(|error| {
-            let suggestion = (error.kind() == std::io::ErrorKind::NotFound)
-                .then(|| "`highwater init` writes one; --config names another".to_owned());
-            fail(file.display().to_string(), format!("cannot be read: {error}"), suggestion)
-        })?;
-        let lines = lines(&text).map_err(|(line, what)| fail(format!("{}:{line}", file.display()), what, None))?;
-        let environment = Env::prefixed("HIGHWATER_").ignore(&["CONFIG", "LOG", "FAULT"]).split("__");
-        let merged: Result<Value, _> = Figment::from(Toml::string(&text)).merge(environment).extract();
+        let lines = lines(text).map_err(|(line, what)| fail(format!("{}:{line}", file.display()), what, None))?;
+        let figment = Figment::from(Toml::string(text));
+        let layered = environment.is_some();
+        let merged: Result<Value, _> = match environment {
+            Some(environment) => figment.merge(environment),
+            None => figment,
+        }
+        .extract();
         let merged = merged.map_err(|error| fail(file.display().to_string(), error.to_string(), None))?;
-        let mut faulty = Faulty { file: file.clone(), lines, faults: Vec::new() };
+        let mut faulty = Faulty { file: file.clone(), lines, layered, faults: Vec::new() };
         let config = Self::read(&file, merged, &mut faulty);
         if faulty.faults.is_empty() {
             return Ok(config);
         }
-        Err(Faults { file, faults: faulty.faults })
+        Err(Faults { file, faults: faulty.in_order() })
     }
 
     fn read(file: &Path, merged: Value, faulty: &mut Faulty) -> Self {

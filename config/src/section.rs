@@ -16,6 +16,11 @@ use crate::units;
 pub struct Secret(String);
 
 impl Secret {
+    /// Of a value that does not come from a configuration.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
     /// The value itself, for the one place that needs it.
     pub fn expose(&self) -> &str {
         &self.0
@@ -33,26 +38,40 @@ pub(crate) struct Faulty {
     pub(crate) file: PathBuf,
     /// Lines of keys, by path.
     pub(crate) lines: HashMap<String, usize>,
-    pub(crate) faults: Vec<Fault>,
+    /// Whether the environment lies over the file.
+    pub(crate) layered: bool,
+    /// By line; those of the environment have none.
+    pub(crate) faults: Vec<(usize, Fault)>,
 }
 
 impl Faulty {
     pub(crate) fn add(&mut self, key: &str, what: impl Into<String>, suggestion: Option<String>) {
+        let (line, place) = self.place(key);
+        self.faults.push((line, Fault { place, key: key.into(), what: what.into(), suggestion }));
+    }
+
+    /// A variable wins over the file, so it is the one to be mended.
+    fn place(&self, key: &str) -> (usize, String) {
+        let variable = format!("HIGHWATER_{}", key.replace('.', "__").to_uppercase());
+        if self.layered && std::env::var_os(&variable).is_some() {
+            return (0, variable);
+        }
         let mut path = key;
-        let place = loop {
+        loop {
             if let Some(line) = self.lines.get(path) {
-                break format!("{}:{line}", self.file.display());
+                return (*line, format!("{}:{line}", self.file.display()));
             }
             match path.rsplit_once('.') {
                 Some((above, _)) => path = above,
-                None => {
-                    let variable = format!("HIGHWATER_{}", key.replace('.', "__").to_uppercase());
-                    let from_environment = std::env::vars_os().any(|(name, _)| name == variable.as_str());
-                    break if from_environment { variable } else { self.file.display().to_string() };
-                }
+                None => return (0, self.file.display().to_string()),
             }
-        };
-        self.faults.push(Fault { place, key: key.into(), what: what.into(), suggestion });
+        }
+    }
+
+    /// As a person reads the file.
+    pub(crate) fn in_order(mut self) -> Vec<Fault> {
+        self.faults.sort_by_key(|(line, _)| *line);
+        self.faults.into_iter().map(|(_, fault)| fault).collect()
     }
 }
 

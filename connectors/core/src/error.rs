@@ -76,8 +76,12 @@ impl Error {
         let mut out = self.message.clone();
         let mut cause = StdError::source(self);
         while let Some(error) = cause {
-            out.push_str(": ");
-            out.push_str(&error.to_string());
+            let text = error.to_string();
+            // Others' errors may tell their causes in their own text.
+            if !out.contains(&text) {
+                out.push_str(": ");
+                out.push_str(&text);
+            }
             cause = error.source();
         }
         out
@@ -93,5 +97,20 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|error| error as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_was_told_is_not_told_again() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let told = Error::retry(format!("get of x: {refused}")).because(refused);
+        let error = Error::retry("could not list x").because(told);
+        assert_eq!(error.chain(), "could not list x: get of x: connection refused");
+        let error = Error::retry("could not list x").because(std::io::Error::from(std::io::ErrorKind::NotFound));
+        assert_eq!(error.chain(), "could not list x: entity not found");
     }
 }

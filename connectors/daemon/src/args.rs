@@ -26,13 +26,13 @@ pub(crate) enum Command {
         #[arg(long)]
         until_caught_up: bool,
     },
-    /// Looks at configuration, sources and sinks; says what would fail and what mends it
+    /// Looks at configuration, sources, sinks and disk; says what would fail and what mends it
     Check {
         /// Print only the SQL
         #[arg(long)]
         sql: bool,
     },
-    /// What runs, how far it is, and why not
+    /// What runs, how far it is, and why not; of a stopped daemon, what its files tell
     Status,
     /// Events of a source as NDJSON
     Tail(Tail),
@@ -57,9 +57,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Log,
     },
-    /// Writes an example configuration
+    /// Writes a configuration: an example, or one for a database, which is looked at first
     Init {
-        /// postgres://… to begin with
+        /// postgres://role@host/database
         url: Option<String>,
     },
 }
@@ -68,9 +68,9 @@ pub(crate) enum Command {
 pub(crate) struct Tail {
     /// The source
     pub(crate) source: String,
-    /// The last N events
-    #[arg(short = 'n', default_value_t = 10)]
-    pub(crate) count: usize,
+    /// The last N events [default: 10]; with --from the first N
+    #[arg(short = 'n')]
+    pub(crate) count: Option<usize>,
     /// Go on as events come
     #[arg(short, long)]
     pub(crate) follow: bool,

@@ -1,14 +1,17 @@
 //! Looks at everything, changes nothing.
 
+use std::io::Write;
+use std::path::Path;
+
 use config::{Config, Source};
 use connector_postgres::{Finding, Severity};
 use serde_json::json;
 
 use crate::exit::Exit;
-use crate::{sinks, status};
+use crate::{out, sinks, status};
 
 pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
-    let mut all: Vec<(String, Finding)> = Vec::new();
+    let mut all: Vec<(String, Finding)> = vec![("data folder".into(), data_folder(&config.data_dir))];
     for (name, source) in &config.sources {
         let Source::Postgres(source) = source;
         let findings = connector_postgres::check(source, status::durable(&config, name)).await;
@@ -30,24 +33,42 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     for (of, finding) in &all {
         if only_sql {
             if let Some(sql) = &finding.sql {
-                println!("{sql}");
+                out::line(sql);
             }
         } else if as_json {
-            println!("{}", json!({"of": of, "finding": finding}));
+            out::line(json!({"of": of, "finding": finding}));
         } else {
             let sign = match finding.severity {
                 Severity::Ok => "ok     ",
                 Severity::Warning => "warning",
                 Severity::Error => "ERROR  ",
             };
-            println!("{sign} {of}: {}", finding.what);
+            out::line(format_args!("{sign} {of}: {}", finding.what));
             if let Some(sql) = &finding.sql {
-                println!("        SQL: {sql}");
+                out::line(format_args!("        SQL: {sql}"));
             }
             if let Some(remedy) = &finding.remedy {
-                println!("        what to do: {remedy}");
+                out::line(format_args!("        what to do: {remedy}"));
             }
         }
     }
     if failing { Exit::Unequal } else { Exit::Done }
+}
+
+/// Whether `run` could write there; a file that no one sees is the proof.
+fn data_folder(folder: &Path) -> Finding {
+    let nearest = folder.ancestors().find(|folder| folder.exists()).unwrap_or(folder);
+    let probe = nearest.join(format!(".highwater-check-{}", std::process::id()));
+    let written = std::fs::File::create(&probe).and_then(|mut file| file.write_all(b"check"));
+    let _ = std::fs::remove_file(&probe);
+    let (severity, what, remedy) = match written {
+        Ok(()) if nearest == folder => (Severity::Ok, format!("{} can be written", folder.display()), None),
+        Ok(()) => (Severity::Ok, format!("{} is not there yet; `run` makes it", folder.display()), None),
+        Err(error) => (
+            Severity::Error,
+            format!("{} cannot be written: {error}", nearest.display()),
+            Some("check `data_dir`, that this user may write there, and that the disk is not full".to_owned()),
+        ),
+    };
+    Finding { severity, what, sql: None, remedy }
 }

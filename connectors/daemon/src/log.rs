@@ -9,13 +9,18 @@ use storage::outside::LogFiles;
 
 use crate::args::Log;
 use crate::exit::{Exit, failure, log_error};
-use crate::layout;
+use crate::{layout, out};
 
 pub(crate) fn run(config: &Config, command: &Log, json: bool) -> Exit {
     let (Log::Inspect { source } | Log::Check { source }) = command;
     let mut worst = Exit::Done;
     for name in config.sources.keys().filter(|name| source.as_ref().is_none_or(|wanted| wanted == *name)) {
         let folder = layout::log(config, name);
+        if let Err(error) = layout::has_log(&folder) {
+            failure(&format!("log of source {name:?}"), &error);
+            worst = Exit::Halted;
+            continue;
+        }
         let done = LogFiles::open(&folder).and_then(|log| match command {
             Log::Inspect { .. } => inspect(name, &log, json),
             Log::Check { .. } => check(name, &log, json),
@@ -26,7 +31,8 @@ pub(crate) fn run(config: &Config, command: &Log, json: bool) -> Exit {
         }
     }
     if let Some(name) = source.as_ref().filter(|name| !config.sources.contains_key(*name)) {
-        eprintln!("there is no source {name:?}");
+        let known: Vec<&str> = config.sources.keys().map(String::as_str).collect();
+        eprintln!("there is no source {name:?}; there is: {}", known.join(", "));
         return Exit::Usage;
     }
     worst
@@ -78,9 +84,9 @@ fn check(source: &str, log: &LogFiles, as_json: bool) -> storage::Result<()> {
     bar.finish_and_clear();
     let report = report?;
     if as_json {
-        println!("{}", json!({"source": source, "whole": true, "report": report}));
+        out::line(json!({"source": source, "whole": true, "report": report}));
     } else {
-        println!(
+        out::line(format_args!(
             "{source}: whole; {} segments, {} frames, {} records, {} bytes, offsets {} to {}{}",
             report.segments,
             report.frames,
@@ -93,7 +99,7 @@ fn check(source: &str, log: &LogFiles, as_json: bool) -> storage::Result<()> {
             } else {
                 String::new()
             }
-        );
+        ));
     }
     Ok(())
 }

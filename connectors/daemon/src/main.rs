@@ -7,6 +7,7 @@ mod exit;
 mod init;
 mod layout;
 mod log;
+mod out;
 mod progress;
 mod repair;
 mod run;
@@ -44,7 +45,7 @@ fn main() -> std::process::ExitCode {
 
 async fn command(args: Args) -> Exit {
     if let Command::Init { url } = &args.command {
-        return init::run(&args, url.as_deref());
+        return init::run(&args, url.as_deref()).await;
     }
     let config = match config::Config::load(&args.config_file()) {
         Ok(config) => config,

@@ -9,8 +9,8 @@ use storage::{EventLog, Log};
 
 use crate::control;
 use crate::exit::{Exit, failure, log_error};
-use crate::layout;
 use crate::tail::position_text;
+use crate::{layout, out};
 
 /// A source that runs, with its sinks.
 pub(crate) struct Live {
@@ -120,7 +120,7 @@ pub(crate) async fn run(config: Config, as_json: bool) -> Exit {
         },
     };
     if as_json {
-        println!("{status}");
+        out::line(status);
     } else {
         print(&status);
     }
@@ -128,56 +128,56 @@ pub(crate) async fn run(config: Config, as_json: bool) -> Exit {
 }
 
 fn print(status: &Value) {
-    println!(
-        "{}",
-        if status["running"] == true { format!("running, process {}", status["pid"]) } else { "not running".into() }
-    );
+    match status["running"] == true {
+        true => out::line(format_args!("running, process {}", status["pid"])),
+        false => out::line("not running"),
+    }
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     for source in status["sources"].as_array().into_iter().flatten() {
-        println!(
-            "source {:<16} {:<9} position {} lag {} bytes, {} s; log {} to {}",
-            text(&source["name"]),
-            text(&source["health"]),
-            text(&source["position"]),
-            source["lag_bytes"],
-            source["lag_seconds"],
-            source["log"]["start"],
-            source["log"]["end"]
-        );
+        let mut told = Vec::new();
+        if !source["position"].is_null() {
+            told.push(format!("position {}", text(&source["position"])));
+        }
+        if let (Some(bytes), Some(seconds)) = (source["lag_bytes"].as_u64(), source["lag_seconds"].as_f64()) {
+            told.push(format!("lag {bytes} bytes, {seconds:.1} s"));
+        }
+        match &source["log"] {
+            Value::Null => told.push("no log yet".into()),
+            log => told.push(format!("log {} to {}", log["start"], log["end"])),
+        }
+        let (name, health) = (text(&source["name"]), text(&source["health"]));
+        out::line(format_args!("source {name:<16} {health:<9} {}", told.join("; ")));
         problem(&source["problem"]);
         for table in source["not_captured"].as_array().into_iter().flatten() {
             println!("       not captured: {}, {}", text(&table["table"]), text(&table["why"]));
             println!("       what to do: {}", text(&table["sql"]));
         }
         for table in source["tables"].as_array().into_iter().flatten().filter(|table| table["finished"] == false) {
-            println!(
-                "       reading {} {}/{} chunks, {} rows",
-                text(&table["stream"]),
-                table["chunks"],
-                table["total"],
-                table["rows"]
-            );
+            let stream = text(&table["stream"]);
+            let (chunks, total, rows) = (&table["chunks"], &table["total"], &table["rows"]);
+            out::line(format_args!("       reading {stream} {chunks}/{total} chunks, {rows} rows"));
         }
     }
     for sink in status["sinks"].as_array().into_iter().flatten() {
-        println!(
-            "sink   {:<16} {:<9} of {}: checkpoint {} backlog {} events, {} s",
-            text(&sink["name"]),
-            text(&sink["health"]),
-            text(&sink["source"]),
-            sink["checkpoint"],
-            sink["backlog_events"],
-            sink["lag_seconds"]
-        );
+        let mut told = vec![format!("of {}", text(&sink["source"]))];
+        match (&sink["checkpoint"], &sink["backlog_events"]) {
+            (Value::Null, _) => told.push("checkpoint not known".into()),
+            (checkpoint, backlog) => told.push(format!("checkpoint {checkpoint}; backlog {backlog} events")),
+        }
+        if let Some(seconds) = sink["lag_seconds"].as_f64() {
+            told.push(format!("lag {seconds:.1} s"));
+        }
+        let (name, health) = (text(&sink["name"]), text(&sink["health"]));
+        out::line(format_args!("sink   {name:<16} {health:<9} {}", told.join("; ")));
         problem(&sink["problem"]);
     }
 }
 
 fn problem(problem: &Value) {
     if let Some(error) = problem["error"].as_str() {
-        println!("       error: {error}");
+        out::line(format_args!("       error: {error}"));
         if let Some(remedy) = problem["remedy"].as_str() {
-            println!("       what to do: {remedy}");
+            out::line(format_args!("       what to do: {remedy}"));
         }
     }
 }

@@ -32,13 +32,20 @@ pub(crate) fn run(config: &Config, args: &Tail) -> Exit {
             return Exit::Usage;
         }
     };
+    let from = match args.from.as_deref().map(Place::parse) {
+        None => None,
+        Some(Some(from)) => Some(from),
+        Some(None) => {
+            let given = args.from.as_deref().unwrap_or_default();
+            eprintln!("{given:?} is neither `beginning`, an offset, nor a time like 2026-11-22T10:00:00Z");
+            return Exit::Usage;
+        }
+    };
     let folder = layout::log(config, &args.source);
-    let files = LogFiles::open(&folder).map_err(|error| log_error(&folder, error));
+    let files =
+        layout::has_log(&folder).and_then(|()| LogFiles::open(&folder).map_err(|error| log_error(&folder, error)));
     let printed = files.and_then(|files| {
-        let begin = begin(&files, args).map_err(|error| match error {
-            Begin::Log(error) => log_error(&folder, error),
-            Begin::Usage(text) => Error::halt(text),
-        })?;
+        let begin = begin(&files, args, from).map_err(|error| log_error(&folder, error))?;
         let mut tail = Printer { source: &args.source, args, tables, shapes: Shapes::default(), last: VecDeque::new() };
         tail.print(&files, begin, &folder)
     });
@@ -51,26 +58,36 @@ pub(crate) fn run(config: &Config, args: &Tail) -> Exit {
     }
 }
 
-enum Begin {
-    Log(storage::Error),
-    Usage(String),
+/// The last few, if nothing else is asked for.
+const LAST: usize = 10;
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Beginning,
+    Offset(u64),
+    Time(Micros),
 }
 
-fn begin(files: &LogFiles, args: &Tail) -> Result<Offset, Begin> {
-    let start = files.start().map_err(Begin::Log)?.unwrap_or_default();
-    match args.from.as_deref() {
-        Some("beginning") => Ok(start),
-        Some(text) => match (text.parse(), time(text)) {
-            (Ok(offset), _) => Ok(Offset(offset)),
-            (_, Some(time)) => files.offset_at(time).map_err(Begin::Log),
-            _ => Err(Begin::Usage(format!(
-                "{text:?} is neither `beginning`, an offset, nor a time like 2026-11-22T10:00:00Z"
-            ))),
-        },
+impl Place {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "beginning" => Some(Self::Beginning),
+            _ => text.parse().map(Self::Offset).ok().or_else(|| time(text).map(Self::Time)),
+        }
+    }
+}
+
+fn begin(files: &LogFiles, args: &Tail, from: Option<Place>) -> storage::Result<Offset> {
+    let start = files.start()?.unwrap_or_default();
+    match from {
+        Some(Place::Beginning) => Ok(start),
+        Some(Place::Offset(offset)) => Ok(Offset(offset)),
+        Some(Place::Time(time)) => files.offset_at(time),
         None => {
             // Far enough back for the last few, unless others' events fill the end.
-            let end = files.standing().map_err(Begin::Log)?.map_or(start, |standing| standing.end);
-            let back = if args.table.is_empty() { args.count as u64 + 16 } else { u64::MAX };
+            let end = files.standing()?.map_or(start, |standing| standing.end);
+            let back = if args.table.is_empty() { args.count.unwrap_or(LAST) as u64 + 16 } else { u64::MAX };
             Ok(Offset(end.0.saturating_sub(back).max(start.0)))
         }
     }
@@ -104,6 +121,12 @@ impl Printer<'_> {
                 Error::halt(format!("there is no log in {}", folder.display())).hint("`highwater run` makes it")
             );
         }
+        let last = self.args.count.unwrap_or(LAST);
+        // With a place to begin, that many and no more.
+        let mut left = self.args.from.as_ref().and(self.args.count).unwrap_or(usize::MAX);
+        if left == 0 {
+            return Ok(());
+        }
         let mut cursor = files.read(begin).map_err(|error| log_error(folder, error))?;
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         // All that there is from a place on; else only the last few.
@@ -120,12 +143,14 @@ impl Printer<'_> {
                 Some(frame) => {
                     for line in self.lines(frame, begin, &cursor)? {
                         if direct {
-                            if writeln!(out, "{line}").is_err() {
+                            left = left.saturating_sub(1);
+                            if writeln!(out, "{line}").is_err() || left == 0 {
+                                let _ = out.flush();
                                 return Ok(());
                             }
                         } else {
                             self.last.push_back(line);
-                            if self.last.len() > self.args.count {
+                            if self.last.len() > last {
                                 self.last.pop_front();
                             }
                         }
@@ -212,5 +237,7 @@ mod tests {
     fn a_time_is_read_to_the_microsecond() {
         assert_eq!(time("1970-01-02T00:00:01.5Z"), Some(Micros(86_401_500_000)));
         assert_eq!(time("yesterday"), None);
+        assert_eq!(Place::parse("0"), Some(Place::Offset(0)));
+        assert_eq!(Place::parse("-1"), None);
     }
 }

@@ -4,14 +4,15 @@ use config::Postgres;
 use serde::Serialize;
 use tokio_postgres::Client;
 
-use crate::catalog;
+use crate::catalog::CatalogTable;
 use crate::control;
+use crate::error::control_failed;
 use crate::lsn::Lsn;
 use crate::plan::quote;
 use crate::publication;
 use crate::slot;
 use crate::source::target;
-use crate::tables::select;
+use crate::tables::{grant, matching};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -123,25 +124,22 @@ async fn look(
             Some("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();".into()),
         ));
     }
-    let tables = match select(client, config, false).await {
-        Ok(selection) => selection.tables,
+    let tables = match matching(client, config).await {
+        Ok(tables) => tables,
         Err(error) => {
             findings.push(Finding::failed(&error));
-            // Grants for all of them, not only the first.
-            let all = catalog::tables(client, None, |name| config.tables.matches(name)).await?;
-            for table in all.iter().filter(|table| !table.readable) {
-                let sql = format!(
-                    "GRANT USAGE ON SCHEMA {} TO {2}; GRANT SELECT ON {} TO {2};",
-                    quote(&table.schema),
-                    table.quoted(),
-                    quote(&config.user)
-                );
-                findings.push(Finding::error(format!("the role may not read {}", table.qualified()), Some(sql)));
-            }
             return Ok(());
         }
     };
     findings.push(Finding::ok(format!("{} tables match", tables.len())));
+    for (schema, name) in unreadable(client, &tables).await? {
+        let sql = grant(&schema, &name, &config.user);
+        findings.push(Finding::error(format!("the role may not read {schema}.{name}"), Some(sql)));
+    }
+    for table in tables.iter().filter(|table| table.row_security) {
+        let what = format!("row security is active for this role on {}: a snapshot would lack rows", table.qualified());
+        findings.push(Finding::error(what, Some(format!("ALTER ROLE {} BYPASSRLS;", quote(&config.user)))));
+    }
     for table in tables.iter().filter(|table| !table.has_identity()) {
         findings.push(Finding::warning(
             format!("{} has no replica identity: only its inserts and truncates are captured", table.qualified()),
@@ -150,16 +148,21 @@ async fn look(
     }
     for wanted in publication::wanted(&config.publication, &tables) {
         let missing = publication::missing(client, &wanted).await?;
-        findings.push(if missing.is_empty() {
-            Finding::ok(format!("publication {:?} holds its tables", wanted.name))
+        if missing.is_empty() {
+            findings.push(Finding::ok(format!("publication {:?} holds its tables", wanted.name)));
+            continue;
+        }
+        let sql = missing.iter().map(|sql| format!("{sql};")).collect::<Vec<_>>().join(" ");
+        findings.push(if publication::may_mend(client, &wanted.name, &tables).await? {
+            Finding::warning(format!("publication {:?} is not in step yet; `run` mends it", wanted.name), Some(sql))
         } else {
-            let sql = missing.iter().map(|sql| format!("{sql};")).collect::<Vec<_>>().join(" ");
-            let what = format!("publication {:?} is not in step; `run` mends it if the role may", wanted.name);
-            Finding::warning(what, Some(sql))
+            let what = format!("publication {:?} is not in step, and the role may not mend it", wanted.name);
+            Finding { remedy: Some("run the SQL as the owner of the tables".into()), ..Finding::error(what, Some(sql)) }
         });
     }
-    for name in publication::harmful(client, &config.publication, &tables).await? {
-        let sql = format!("ALTER PUBLICATION {} DROP TABLE {name};", quote(&config.publication));
+    for table in publication::harmful(client, &config.publication, &tables).await? {
+        let (name, publication) = (table.qualified(), quote(&config.publication));
+        let sql = format!("ALTER PUBLICATION {publication} DROP TABLE {};", table.quoted());
         findings.push(Finding::error(
             format!("{name} has no replica identity and is published with updates: its UPDATEs and DELETEs fail at the source"),
             Some(sql),
@@ -173,4 +176,19 @@ async fn look(
         Err(error) => findings.push(Finding::failed(&error)),
     }
     Ok(())
+}
+
+/// What of the tables, their partitions included, the role may not read: a
+/// snapshot reads every partition by its own name.
+async fn unreadable(client: &Client, tables: &[CatalogTable]) -> connector::Result<Vec<(String, String)>> {
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    let sql = "SELECT DISTINCT n.nspname::text, c.relname::text
+                 FROM unnest($1::oid[]) AS r (oid)
+                CROSS JOIN LATERAL (SELECT r.oid AS oid UNION SELECT relid FROM pg_partition_tree(r.oid::regclass)) t
+                 JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+                WHERE NOT (has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'))
+                ORDER BY 1, 2";
+    let rows = client.query(sql, &[&oids]).await;
+    let rows = rows.map_err(|error| control_failed(error, "could not ask what the role may read"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }

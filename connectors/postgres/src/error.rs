@@ -106,7 +106,7 @@ pub(crate) fn control_failed(error: tokio_postgres::Error, attempt: impl Into<St
             } else if error.to_string().contains("password missing") {
                 (Action::Halt, Some("set `password` of the source, e.g. password = { env = \"…\" }"))
             } else {
-                (Action::Retry, None)
+                (Action::Retry, Some("is the server up, and does it listen at the host and port of `url`?"))
             }
         }
     };

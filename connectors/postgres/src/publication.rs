@@ -90,9 +90,27 @@ async fn published(client: &Client, name: &str) -> Result<BTreeSet<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// Whether this role may do what is missing: it owns publication and tables, or
+/// all is permitted to it.
+pub(crate) async fn may_mend(client: &Client, name: &str, tables: &[CatalogTable]) -> Result<bool> {
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    let sql = "SELECT r.rolsuper OR (
+                   coalesce((SELECT pg_has_role(p.pubowner, 'USAGE') FROM pg_publication p WHERE p.pubname = $1),
+                            has_database_privilege(current_database(), 'CREATE'))
+                   AND (SELECT coalesce(bool_and(pg_has_role(c.relowner, 'USAGE')), true) FROM pg_class c WHERE c.oid = ANY($2)))
+                 FROM pg_roles r WHERE r.rolname = current_user";
+    let row = client.query_one(sql, &[&name, &oids]).await;
+    let row = row.map_err(|error| control_failed(error, "could not ask what the role may do"))?;
+    Ok(row.get(0))
+}
+
 /// Tables without replica identity that a publication of updates holds: their
 /// UPDATEs and DELETEs fail at the source.
-pub(crate) async fn harmful(client: &Client, publication: &str, tables: &[CatalogTable]) -> Result<Vec<String>> {
+pub(crate) async fn harmful<'a>(
+    client: &Client,
+    publication: &str,
+    tables: &'a [CatalogTable],
+) -> Result<Vec<&'a CatalogTable>> {
     let rows = client
         .query(
             "SELECT t.schemaname::text || '.' || t.tablename::text FROM pg_publication_tables t
@@ -102,11 +120,7 @@ pub(crate) async fn harmful(client: &Client, publication: &str, tables: &[Catalo
         .await
         .map_err(|error| control_failed(error, format!("could not read publication {publication:?}")))?;
     let published: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
-    Ok(tables
-        .iter()
-        .filter(|table| !table.has_identity() && published.contains(&table.qualified()))
-        .map(CatalogTable::qualified)
-        .collect())
+    Ok(tables.iter().filter(|table| !table.has_identity() && published.contains(&table.qualified())).collect())
 }
 
 /// Brings the server in step.

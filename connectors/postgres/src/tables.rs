@@ -39,14 +39,12 @@ pub(crate) struct Selection {
     pub(crate) left_out: Vec<LeftOut>,
 }
 
-/// The tables to capture: those that match, and can be. What is named and
-/// cannot be is an error; what a pattern only happens to match is passed over.
-/// With `lenient`, a table that somebody added without a thought for us does
-/// not stop those that are followed already.
-pub(crate) async fn select(client: &Client, config: &Postgres, lenient: bool) -> Result<Selection> {
+/// The tables that match, and that the WAL tells of; whether the role may read
+/// them is not asked. What is named and cannot be captured is an error; what a
+/// pattern only happens to match is passed over.
+pub(crate) async fn matching(client: &Client, config: &Postgres) -> Result<Vec<CatalogTable>> {
     let found = catalog::tables(client, None, |name| config.tables.matches(name)).await?;
-    let named = |table: &CatalogTable| config.tables.exact().any(|exact| exact == table.qualified());
-    let mut selection = Selection::default();
+    let mut tables = Vec::new();
     for table in found {
         let name = table.qualified();
         let why = match table.kind {
@@ -55,12 +53,12 @@ pub(crate) async fn select(client: &Client, config: &Postgres, lenient: bool) ->
             _ if table.persistence == 'u' => Some("it is unlogged: the WAL has no changes of it"),
             _ if table.is_partition => None,
             _ => {
-                selection.tables.push(table);
+                tables.push(table);
                 continue;
             }
         };
         match why {
-            Some(why) if named(&table) => {
+            Some(why) if is_named(config, &table) => {
                 let what = format!("{name} cannot be captured: {why}");
                 return Err(Error::halt(what).hint("take it out of `tables` of the source"));
             }
@@ -69,27 +67,45 @@ pub(crate) async fn select(client: &Client, config: &Postgres, lenient: bool) ->
         }
     }
     for exact in config.tables.exact() {
-        if !selection.tables.iter().any(|table| table.qualified() == exact) && config.tables.matches(exact) {
+        if !tables.iter().any(|table| table.qualified() == exact) && config.tables.matches(exact) {
             let what = format!("table {exact} does not exist, or is a partition");
             return Err(Error::halt(what)
                 .hint("check `tables` of the source: names are schema.table, partitions go by their root"));
         }
     }
-    let role = quote(&config.user);
-    for table in std::mem::take(&mut selection.tables) {
+    if tables.is_empty() {
+        return Err(publication::nothing(config.tables.given()));
+    }
+    Ok(tables)
+}
+
+fn is_named(config: &Postgres, table: &CatalogTable) -> bool {
+    config.tables.exact().any(|exact| exact == table.qualified())
+}
+
+/// SQL that lets a role read a table.
+pub(crate) fn grant(schema: &str, table: &str, role: &str) -> String {
+    let (schema, table, role) = (quote(schema), quote(table), quote(role));
+    format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {schema}.{table} TO {role};")
+}
+
+/// The tables to capture: those that match, and can be. With `lenient`, a table
+/// that somebody added without a thought for us does not stop those that are
+/// followed already.
+pub(crate) async fn select(client: &Client, config: &Postgres, lenient: bool) -> Result<Selection> {
+    let mut selection = Selection::default();
+    for table in matching(client, config).await? {
         let name = table.qualified();
         let (why, sql) = if !table.readable {
-            let (schema, quoted) = (quote(&table.schema), table.quoted());
-            let sql = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {quoted} TO {role};");
-            (format!("the role may not read {name}"), sql)
+            (format!("the role may not read {name}"), grant(&table.schema, &table.name, &config.user))
         } else if table.row_security {
             let why = format!("row security is active for this role on {name}: a snapshot would lack rows");
-            (why, format!("ALTER ROLE {role} BYPASSRLS;"))
+            (why, format!("ALTER ROLE {} BYPASSRLS;", quote(&config.user)))
         } else {
             selection.tables.push(table);
             continue;
         };
-        if !lenient || named(&table) {
+        if !lenient || is_named(config, &table) {
             return Err(Error::halt(why).hint(sql));
         }
         selection.left_out.push(LeftOut { oid: table.oid, table: name, why, sql });
@@ -125,9 +141,9 @@ pub(crate) async fn prepare(client: &Client, config: &Postgres, lenient: bool) -
         }
         selection.tables.retain(|table| !gone(table));
     }
-    for name in publication::harmful(client, &config.publication, &selection.tables).await? {
+    for table in publication::harmful(client, &config.publication, &selection.tables).await? {
         tracing::error!(
-            table = name,
+            table = table.qualified(),
             publication = config.publication,
             "has no replica identity and is published with updates: its UPDATEs and DELETEs fail at the source. ALTER PUBLICATION … DROP TABLE it"
         );
