@@ -213,3 +213,16 @@ async fn check_names_a_partition_that_the_role_may_not_read() {
     assert_eq!(code, 3, "{out}");
     says(&out, &["may not read public.p_1", "GRANT SELECT ON \"public\".\"p_1\" TO \"highwater\";"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_names_a_table_that_came_later_and_may_not_be_read() {
+    let (postgres, mut daemon) = captured("left-out").await;
+    let sql = "CREATE TABLE later (id int PRIMARY KEY); REVOKE ALL ON later FROM highwater";
+    postgres.client().await.batch_execute(sql).await.unwrap();
+    daemon.start(&["run"], None);
+    crate::spine::capturing(&daemon).await;
+    let status = daemon.status();
+    assert_eq!(status["sources"][0]["not_captured"][0]["table"], "public.later", "{status}");
+    let (_, out, _) = daemon.run(&["status"]);
+    says(&out, &["not captured: public.later", "GRANT SELECT ON \"public\".\"later\""]);
+}

@@ -149,8 +149,8 @@ fn print(status: &Value) {
         out::line(format_args!("source {name:<16} {health:<9} {}", told.join("; ")));
         problem(&source["problem"]);
         for table in source["not_captured"].as_array().into_iter().flatten() {
-            println!("       not captured: {}, {}", text(&table["table"]), text(&table["why"]));
-            println!("       what to do: {}", text(&table["sql"]));
+            out::line(format_args!("       not captured: {}: {}", text(&table["table"]), text(&table["why"])));
+            out::line(format_args!("       what to do: {}", text(&table["sql"])));
         }
         for table in source["tables"].as_array().into_iter().flatten().filter(|table| table["finished"] == false) {
             let stream = text(&table["stream"]);
