@@ -231,7 +231,8 @@ impl<S: Schemas> Source for PostgresSource<S> {
         if let Some(known) = &known {
             slot::same_server((&*self.config).into(), known, &identity)?;
         }
-        let Selection { tables, left_out } = tables::prepare(&client, &self.config, resume.is_some()).await?;
+        let (selection, standing) = tables::prepare(&client, &self.config, resume.is_some()).await?;
+        let Selection { tables, left_out } = selection;
         for out in &left_out {
             tracing::error!(table = out.table, why = out.why, sql = out.sql, "is not captured");
         }
@@ -340,7 +341,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         };
         *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) =
             Now { shared: shared.clone(), progress, left_out };
-        let watching = tables::watch(self.target.clone(), self.config.clone(), out_of_step);
+        let watching = tables::watch(self.target.clone(), self.config.clone(), standing, out_of_step);
         let thread = std::thread::Builder::new()
             .name(format!("stream-{}", self.name))
             .spawn(move || stream.run())

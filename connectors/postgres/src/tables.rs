@@ -2,7 +2,7 @@
 //! both, since a table that appears, or that somebody takes out of the
 //! publication, sends nothing that would tell.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,6 +89,13 @@ pub(crate) fn grant(schema: &str, table: &str, role: &str) -> String {
     format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {schema}.{table} TO {role};")
 }
 
+impl Selection {
+    fn oids(&self) -> BTreeSet<u32> {
+        let left_out = self.left_out.iter().map(|out| out.oid);
+        self.tables.iter().map(|table| table.oid).chain(left_out).collect()
+    }
+}
+
 /// The tables to capture: those that match, and can be. With `lenient`, a table
 /// that somebody added without a thought for us does not stop those that are
 /// followed already.
@@ -116,8 +123,22 @@ pub(crate) async fn select(client: &Client, config: &Postgres, lenient: bool) ->
     Ok(selection)
 }
 
-/// Selects, and brings the publications in step.
-pub(crate) async fn prepare(client: &Client, config: &Postgres, lenient: bool) -> Result<Selection> {
+/// What decides what is captured, as one look finds it.
+pub(crate) type Standing = Vec<(Option<String>, String)>;
+
+/// Selects, brings the publications in step, and tells how all stands then: a
+/// table that appears while this looks is in one or the other.
+pub(crate) async fn prepare(client: &Client, config: &Postgres, lenient: bool) -> Result<(Selection, Standing)> {
+    loop {
+        let selection = in_step(client, config, lenient).await?;
+        let standing = standing(client, config).await?;
+        if select(client, config, lenient).await?.oids() == selection.oids() {
+            return Ok((selection, standing));
+        }
+    }
+}
+
+async fn in_step(client: &Client, config: &Postgres, lenient: bool) -> Result<Selection> {
     let mut selection = select(client, config, lenient).await?;
     for wanted in publication::wanted(&config.publication, &selection.tables) {
         if wanted.name != config.publication {
@@ -186,7 +207,7 @@ SELECT NULL, concat_ws(' ', pubname, pubinsert, pubupdate, pubdelete, pubtruncat
   FROM pg_publication WHERE pubname = ANY($1)
  ORDER BY 1, 2";
 
-async fn standing(client: &Client, config: &Postgres) -> Result<Vec<(Option<String>, String)>> {
+async fn standing(client: &Client, config: &Postgres) -> Result<Standing> {
     let rows = client.query(STANDING, &[&publication::names(&config.publication)]).await;
     let rows = rows.map_err(|error| control_failed(error, "could not look at the tables"))?;
     let wanted = |name: &Option<String>| name.as_ref().is_none_or(|name| config.tables.matches(name));
@@ -195,10 +216,9 @@ async fn standing(client: &Client, config: &Postgres) -> Result<Vec<(Option<Stri
 
 /// Looks again and again; when something that matters has changed, hands on an
 /// error that has the source opened anew, and ends.
-pub(crate) async fn watch(target: Target, config: Arc<Postgres>, out: Sender<Result<Captured>>) {
+pub(crate) async fn watch(target: Target, config: Arc<Postgres>, before: Standing, out: Sender<Result<Captured>>) {
     let every = config.heartbeat.max(Duration::from_secs(1));
     let mut client: Option<Client> = None;
-    let mut before = None;
     loop {
         if client.as_ref().is_none_or(Client::is_closed) {
             // A server that is away is the stream's to tell of.
@@ -210,13 +230,10 @@ pub(crate) async fn watch(target: Target, config: Arc<Postgres>, out: Sender<Res
             }),
             None => Err(Error::retry("not connected")),
         };
-        if let Ok(now) = now {
-            if before.as_ref().is_some_and(|before| *before != now) {
-                let changed = "the tables or publications have changed at the server: capture begins anew";
-                let _ = out.send(Err(Error::retry(changed))).await;
-                return;
-            }
-            before = Some(now);
+        if now.is_ok_and(|now| now != before) {
+            let changed = "the tables or publications have changed at the server: capture begins anew";
+            let _ = out.send(Err(Error::retry(changed))).await;
+            return;
         }
         tokio::select! {
             () = out.closed() => return,
