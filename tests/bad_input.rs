@@ -171,3 +171,25 @@ fn a_configuration_with_faults_ends_with_2_and_tells_them_all() {
     let (code, _, _) = daemon.run(&["tail"]);
     assert_eq!(code, 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_larger_than_rows_may_be_stops_with_its_key_and_nothing_is_lost() {
+    let postgres = Postgres::new(17).await;
+    let client = postgres.client().await;
+    client.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x')").await.unwrap();
+    postgres.publish("highwater_shop", "t").await;
+    let folder = folder("large");
+    let config = to_folder(&postgres, &folder.join("lake"), "300ms");
+    let small = config.replace("[log]", "max_row = \"64KiB\"\n[log]");
+    Daemon::new(&folder, &small).catch_up();
+    client
+        .batch_execute("INSERT INTO t SELECT 7, string_agg(md5(i::text), '') FROM generate_series(1, 4000) i")
+        .await
+        .unwrap();
+    let (code, stderr) = run(&folder, &small);
+    assert_eq!(code, Some(1));
+    says(&stderr, &["public.t", "key (7)", "max_row"]);
+    let mut daemon = Daemon::new(&folder, &config);
+    daemon.catch_up();
+    assert_eq!(daemon.tail("shop", &[]).len(), 2);
+}

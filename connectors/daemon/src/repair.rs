@@ -7,7 +7,7 @@ use serde_json::json;
 use storage::{EventLog, Log, Options};
 
 use crate::exit::{Exit, failure, log_error};
-use crate::layout;
+use crate::{layout, out};
 
 pub(crate) async fn run(config: &Config, source: &str, yes: bool, as_json: bool) -> Exit {
     let Some(Source::Postgres(wanted)) = config.sources.get(source) else {
@@ -49,19 +49,19 @@ async fn repair(config: &Config, source: &str, wanted: &config::Postgres, yes: b
 fn say(source: &str, plan: Option<&Plan>, done: bool, as_json: bool) {
     if as_json {
         let steps = plan.map(|plan| plan.steps.as_slice()).unwrap_or_default();
-        println!(
+        out::line(format!(
             "{}",
             json!({"source": source, "why": plan.map(|plan| &plan.why), "steps": steps, "done": done && plan.is_some()})
-        );
+        ));
         return;
     }
     let Some(plan) = plan else {
-        println!("{source}: nothing to repair");
+        out::line(format!("{source}: nothing to repair"));
         return;
     };
-    println!("{source}: {}", plan.why);
+    out::line(format!("{source}: {}", plan.why));
     for step in &plan.steps {
-        println!("  {} {step}", if done { "-" } else { "will" });
+        out::line(format!("  {} {step}", if done { "-" } else { "will" }));
     }
-    println!("{}", if done { "done; now `highwater run`" } else { "`--yes` does it" });
+    out::line(format!("{}", if done { "done; now `highwater run`" } else { "`--yes` does it" }));
 }

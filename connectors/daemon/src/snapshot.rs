@@ -7,7 +7,7 @@ use storage::{EventLog, Log, Options};
 
 use crate::exit::{Exit, failure, log_error};
 use crate::status::Live;
-use crate::{control, layout};
+use crate::{control, layout, out};
 
 pub(crate) async fn run(config: &Config, source: &str, tables: &[String], as_json: bool) -> Exit {
     if !config.sources.contains_key(source) {
@@ -38,14 +38,14 @@ pub(crate) async fn run(config: &Config, source: &str, tables: &[String], as_jso
         return Exit::Usage;
     }
     for stream in &streams {
-        println!(
+        out::line(format!(
             "{}",
             if as_json {
                 json!({"stream": stream, "read_again": true}).to_string()
             } else {
                 format!("{stream} is read again")
             }
-        );
+        ));
     }
     Exit::Done
 }

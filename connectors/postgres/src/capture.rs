@@ -68,11 +68,14 @@ pub(crate) struct Capture<S> {
     keys: (Vec<u8>, Vec<u8>),
     /// A table is to be read again.
     again: bool,
+    max_row: usize,
 }
 
 impl<S: Schemas> Capture<S> {
     pub(crate) fn new(compiler: Compiler<S>, progress: Progress, resume: Lsn) -> Self {
+        let max_row = usize::try_from(compiler.config.max_row).unwrap_or(usize::MAX);
         Self {
+            max_row,
             compiler,
             progress,
             writer: BatchWriter::new(),
@@ -94,6 +97,11 @@ impl<S: Schemas> Capture<S> {
     /// Takes one message of pgoutput.
     #[inline]
     pub(crate) fn message(&mut self, message: &[u8]) -> Result<Flow> {
+        if message.len() > self.max_row
+            && let Some(error) = self.too_large(message)
+        {
+            return Err(error);
+        }
         match decode(message).map_err(malformed)? {
             Message::Insert { relation, new } => self.insert(relation, new),
             Message::Update { relation, old, new } => self.update(relation, old, new),
@@ -118,6 +126,20 @@ impl<S: Schemas> Capture<S> {
             }
             Message::Ignored => Ok(Flow::On),
             Message::Refused(what) => Err(Error::halt(format!("the stream holds {what}, which was not asked for"))),
+        }
+    }
+
+    /// A captured row that is larger than rows may be.
+    #[cold]
+    fn too_large(&self, message: &[u8]) -> Option<Error> {
+        let (relation, tuple) = match decode(message).ok()? {
+            Message::Insert { relation, new } | Message::Update { relation, new, .. } => (relation, new),
+            Message::Delete { relation, old } => (relation, old.tuple),
+            _ => return None,
+        };
+        match self.known.get(&relation)? {
+            Known::Captured(table) => Some(oversize(&table.plan, &told_by_key(&table.plan, tuple), message.len())),
+            Known::Skipped => None,
         }
     }
 
@@ -479,8 +501,21 @@ fn malformed(error: Malformed) -> Error {
 }
 
 fn unfit(plan: &Plan, tuple: Tuple<'_>, error: &ValueError) -> Error {
+    unfit_value(plan, &told_by_key(plan, tuple), error)
+}
+
+fn told_by_key(plan: &Plan, tuple: Tuple<'_>) -> String {
     let key: Vec<String> = plan.key_texts(tuple).into_iter().map(|k| k.unwrap_or_else(|| "?".into())).collect();
-    unfit_value(plan, &format!("key ({})", key.join(", ")), error)
+    format!("key ({})", key.join(", "))
+}
+
+/// Until there is a quarantine, a row larger than `max_row` stops the source.
+pub(crate) fn oversize(plan: &Plan, row: &str, bytes: usize) -> Error {
+    let (schema, table) = (&plan.table.schema, &plan.table.name);
+    Error::halt(format!(
+        "a row of {schema}.{table}, {row}, has {bytes} bytes, more than `max_row` of the source allows"
+    ))
+    .hint("raise `max_row` of the source, or leave the large column out with `columns` of the table")
 }
 
 /// A row that cannot be carried stops the source: nothing of it is bent or dropped.

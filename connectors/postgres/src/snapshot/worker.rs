@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use connector::{BatchWriter, Error, Op, Result, RowExtras, SchemaNumber};
 use storage::Micros;
 
-use crate::capture::unfit_value;
+use crate::capture::{oversize, unfit_value};
 use crate::connection::{Closer, Connection};
 use crate::error::WireError;
 use crate::plan::{Plan, literal};
@@ -162,10 +162,7 @@ fn read(
             continue;
         }
         if data.len() > work.max_row {
-            return Err(Failure::Error(
-                Error::halt(format!("a row of {}.{} has {} bytes", plan.table.schema, plan.table.name, data.len()))
-                    .hint("raise `max_row` of the source, or leave the column out with `columns`"),
-            ));
+            return Err(Failure::Error(oversize(plan, "read by the snapshot", data.len())));
         }
         let body = writer.open_row(chunk.schema);
         plan.copied(data, body).map_err(|error| unfit_value(plan, "read by the snapshot", &error))?;
