@@ -71,6 +71,65 @@ const VALUES: &[(&str, &str, Option<&str>)] = &[
     ("numeric(5,1)[]", "ARRAY[1.5, -2]", Some(r#"["1.5","-2.0"]"#)),
     ("timestamptz[]", "ARRAY['2024-02-29 12:00:00+00'::timestamptz]", Some(r#"["2024-02-29T12:00:00Z"]"#)),
     ("int2vector", "'1 2 3'", None),
+    ("numeric", "0.00000000000000000000000000000000000000000000000001", None),
+    ("numeric(1000,500)", "-(10::numeric ^ 400) - 0.5", None),
+    ("numeric(2,5)", "0.00012", None),
+    ("xid8", "'18446744073709551615'", None),
+    ("xid", "'4294967295'", None),
+    ("regclass", "'pg_class'", None),
+    ("circle", "'<(1,2),3.5>'", None),
+    ("path", "'[(1,2),(3,4)]'", None),
+    ("polygon", "'((1,2),(3,4),(5,6))'", None),
+    ("line", "'{1,2,3}'", None),
+    ("lseg", "'[(1,2),(3,4)]'", None),
+    ("macaddr8", "'08:00:2b:01:02:03:04:05'", None),
+    ("tsquery", "'a & !b'", None),
+    ("jsonpath", "'$.a[*] ? (@ > 1)'", None),
+    ("numrange", "'(,5.5]'", None),
+    ("daterange", "'[2024-01-01,infinity)'", None),
+    ("int4multirange", "'{[1,3),[5,7)}'", None),
+    ("timestamp(0)", "'9999-12-31 23:59:59'", Some("\"9999-12-31T23:59:59\"")),
+    ("timestamptz", "'infinity'", Some("\"infinity\"")),
+    ("time(3)", "'00:00:00.001'", Some("\"00:00:00.001\"")),
+    ("timetz", "'24:00:00-15:59:59'", None),
+    ("interval", "'-178000000 years'", None),
+    ("interval day to second", "'1 02:03:04.000001'", None),
+    ("bytea", "''", Some("\"\"")),
+    ("text", "''", Some("\"\"")),
+    ("text", "repeat('x', 300000)", None),
+    ("bit varying(70)", "B'1010101010101010101010101010101010101010101010101010101010101010101'", None),
+    ("mood[]", "ARRAY['other', 'so ''so''\"']::mood[]", Some(r#"["other","so 'so'\""]"#)),
+    ("positive[]", "ARRAY[1, 2]::positive[]", Some("[1,2]")),
+    ("bytea[]", "ARRAY['\\x00'::bytea, '\\xff']", Some(r#"["AA==","/w=="]"#)),
+    (
+        "uuid[]",
+        "ARRAY['a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid]",
+        Some(r#"["a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"]"#),
+    ),
+    ("jsonb[]", "ARRAY['{\"a\": [1, \"x\"]}'::jsonb, 'null']", Some(r#"["{\"a\": [1, \"x\"]}","null"]"#)),
+    ("date[]", "ARRAY['infinity'::date, '0044-03-15 BC']", Some(r#"["infinity","0044-03-15 BC"]"#)),
+    ("interval[]", "ARRAY['1 day'::interval]", Some(r#"["P1D"]"#)),
+    ("int4range[]", "ARRAY['[1,5)'::int4range, 'empty']", Some(r#"["[1,5)","empty"]"#)),
+    ("double precision[]", "ARRAY['NaN'::float8, 1e-300, NULL]", Some(r#"["NaN",1e-300,null]"#)),
+    ("boolean[]", "ARRAY[true, false, NULL]", Some("[true,false,null]")),
+    ("money[]", "ARRAY['-5.5'::money]", Some(r#"["-5.50"]"#)),
+    ("char(3)[]", "ARRAY['a'::char(3)]", Some(r#"["a  "]"#)),
+    ("integer[][][]", "'{{{1},{2}},{{3},{4}}}'", Some("[[[1],[2]],[[3],[4]]]")),
+    (
+        "nested",
+        "ROW(1, ROW(2, 'in (ner)'), ARRAY[3, NULL])::nested",
+        Some(r#"{"n":1,"p":{"a":2,"b":"in (ner)"},"l":[3,null]}"#),
+    ),
+];
+
+/// Of extensions, where the server has them: extension, type, literal, as printed.
+const EXTENSIONS: &[(&str, &str, &str, Option<&str>)] = &[
+    ("hstore", "hstore", "'a=>1, \"b c\"=>NULL, d=>\"x\\\"y\"'", Some(r#"{"a":"1","d":"x\"y","b c":null}"#)),
+    ("citext", "citext", "'MiXed'", None),
+    ("ltree", "ltree", "'Top.Science'", None),
+    ("cube", "cube", "'(1,2),(3,4)'", None),
+    ("isn", "isbn13", "'978-0-393-04002-9'", None),
+    ("seg", "seg", "'1.5 .. 2'", None),
 ];
 
 async fn values(version: u32) {
@@ -79,12 +138,19 @@ async fn values(version: u32) {
     client
         .batch_execute(
             "CREATE TYPE mood AS ENUM ('so ''so''\"', 'other'); CREATE DOMAIN positive AS int CHECK (VALUE > 0);
-             CREATE DOMAIN shallow AS numeric(9,2); CREATE DOMAIN deep AS shallow; CREATE TYPE pair AS (a int, b text)",
+             CREATE DOMAIN shallow AS numeric(9,2); CREATE DOMAIN deep AS shallow; CREATE TYPE pair AS (a int, b text);
+             CREATE TYPE nested AS (n bigint, p pair, l int[])",
         )
         .await
         .unwrap();
     // A server that came before negative scales and infinities has fewer.
-    let values: Vec<_> = VALUES.iter().filter(|(ty, _, _)| version >= 15 || !ty.contains("-2")).collect();
+    let mut values: Vec<_> = VALUES.iter().filter(|(ty, _, _)| version >= 15 || !ty.contains("-2")).copied().collect();
+    for &(extension, ty, literal, expected) in EXTENSIONS {
+        if client.batch_execute(&format!("CREATE EXTENSION IF NOT EXISTS {extension}")).await.is_ok() {
+            values.push((ty, literal, expected));
+        }
+    }
+    println!("{} values of {version}", values.len());
     let columns: Vec<String> = values.iter().enumerate().map(|(i, (ty, _, _))| format!("c{i} {ty}")).collect();
     let row: Vec<String> = values.iter().map(|(ty, literal, _)| format!("({literal})::{ty}")).collect();
     let (columns, row) = (columns.join(", "), row.join(", "));
