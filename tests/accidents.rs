@@ -219,3 +219,38 @@ async fn a_table_is_read_again_when_it_is_asked_for() {
         "three readings, two of them between marks"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_come_and_go_leave_their_root_exact() {
+    let sql = "CREATE TABLE p (id bigint PRIMARY KEY, v text) PARTITION BY RANGE (id);
+               CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (1000); CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (1000) TO (2000);
+               INSERT INTO p SELECT i, 'x' FROM generate_series(1, 1500) i";
+    let mut case = Case::new("partitions", sql).await;
+    case.daemon.start(&["run"], None);
+    capturing(&case.daemon).await;
+    case.has("p", 1500).await;
+    // Made as a partition: its rows are streamed, nothing is read again.
+    case.run("CREATE TABLE p3 PARTITION OF p FOR VALUES FROM (2000) TO (3000); INSERT INTO p SELECT i, 'y' FROM generate_series(2000, 2099) i").await;
+    case.has("p", 1600).await;
+    case.run("UPDATE p SET v = 'z' WHERE id BETWEEN 500 AND 599; DELETE FROM p WHERE id < 100").await;
+    case.has("p", 1799).await;
+    case.stop().await;
+    case.is_exact(&["p"]).await;
+    let read_again =
+        |events: &[highwater_tests::Event]| events.iter().filter(|event| event.op == "snapshot_begin").count();
+    assert_eq!(read_again(&landed(&local(&case.lake), "shop.public.p").await), 0);
+    // A table with rows of its own, attached; and one detached.
+    case.run("CREATE TABLE q (id bigint PRIMARY KEY, v text); INSERT INTO q SELECT i, 'q' FROM generate_series(3000, 3099) i").await;
+    case.run("ALTER TABLE p ATTACH PARTITION q FOR VALUES FROM (3000) TO (4000); ALTER TABLE p DETACH PARTITION p2")
+        .await;
+    case.is_exact(&["p"]).await;
+    assert_eq!(read_again(&landed(&local(&case.lake), "shop.public.p").await), 1);
+    // Emptied by itself, while running.
+    case.daemon.start(&["run"], None);
+    capturing(&case.daemon).await;
+    let before = landed(&local(&case.lake), "shop.public.p").await.len();
+    case.run("TRUNCATE p1").await;
+    case.has("p", before + 102).await;
+    case.stop().await;
+    case.is_exact(&["p"]).await;
+}

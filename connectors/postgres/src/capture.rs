@@ -6,6 +6,7 @@ use bytes::Bytes;
 use connector::{BatchWriter, Captured, Error, Op, Result, RowExtras, SchemaNumber, Schemas, Table, put_bytes};
 use storage::{Kind, LogBatch, Micros, StateChange};
 
+use crate::catalog::CatalogTable;
 use crate::lsn::Lsn;
 use crate::pgoutput::{Malformed, Message, OldTuple, Relation, Tuple, decode};
 use crate::plan::{Plan, ValueError};
@@ -420,7 +421,21 @@ impl<S: Schemas> Capture<S> {
                 let compiled = self.compiler.compile(&table)?;
                 self.state.extend(compiled.change.clone());
                 self.look_at_values(table.oid, &compiled)?;
+                self.look_at_partitions(&table, &stream)?;
             }
+        }
+        Ok(())
+    }
+
+    fn look_at_partitions(&mut self, table: &CatalogTable, stream: &str) -> Result<()> {
+        let read = self.progress.get(stream).generation.filter(|read| read.finished && table.kind == 'p');
+        let Some(read) = read else { return Ok(()) };
+        let (changed, file_nodes) = self.compiler.partitions(table, &read)?;
+        if changed {
+            tracing::warn!(stream, "partitions were attached, detached, emptied or rewritten: it is read again");
+            self.read_again(stream);
+        } else if file_nodes != read.file_nodes {
+            self.state.extend(self.progress.set(stream, Generation { file_nodes, ..read }));
         }
         Ok(())
     }

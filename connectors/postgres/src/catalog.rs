@@ -185,6 +185,20 @@ pub(crate) async fn leaves(client: &Client, table: &CatalogTable) -> Result<Vec<
         .collect())
 }
 
+/// Leaves that were tables before they were made partitions, themselves or with
+/// what is above them: what they brought along has sent no events. (The row of
+/// a system column never changes, so it tells the transaction that made the table.)
+pub(crate) async fn attached(client: &Client, root: u32) -> Result<Vec<u32>> {
+    let sql = "SELECT l.relid::oid FROM pg_partition_tree($1::oid::regclass) l WHERE l.isleaf AND EXISTS (
+                   SELECT FROM pg_partition_ancestors(l.relid) a
+                     JOIN pg_inherits i ON i.inhrelid = a.relid::oid
+                     JOIN pg_attribute c ON c.attrelid = a.relid::oid AND c.attname = 'tableoid'
+                    WHERE i.xmin::text <> c.xmin::text)";
+    let rows = client.query(sql, &[&root]).await;
+    let rows = rows.map_err(|error| control_failed(error, "could not read the partitions of a table"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// Types by oid and modifier, as the server names them.
 pub(crate) async fn type_names(client: &Client, types: Vec<(u32, i32)>) -> Result<Vec<String>> {
     let (oids, modifiers): (Vec<u32>, Vec<i32>) = types.into_iter().unzip();

@@ -1,6 +1,6 @@
 //! From the catalog, and what the stream says, to a table's shape and plan.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use config::Postgres;
@@ -102,6 +102,23 @@ impl<S: Schemas> Compiler<S> {
                 self.compile(&table)
             }
         }
+    }
+
+    /// Whether partitions came with rows, went, or were emptied or rewritten by
+    /// themselves, of which the stream of their root tells nothing; and the
+    /// leaves as they are.
+    pub(crate) fn partitions(&self, table: &CatalogTable, read: &Generation) -> Result<(bool, BTreeMap<u32, u32>)> {
+        let (leaves, attached) = self.handle.block_on(async {
+            let leaves = catalog::leaves(&self.client, table).await?;
+            Ok::<_, Error>((leaves, catalog::attached(&self.client, table.oid).await?))
+        })?;
+        let now: BTreeMap<u32, u32> = leaves.iter().map(|leaf| (leaf.oid, leaf.file_node)).collect();
+        let went = read.file_nodes.keys().any(|leaf| !now.contains_key(leaf));
+        let other = now.iter().any(|(leaf, node)| match read.file_nodes.get(leaf) {
+            Some(before) => before != node,
+            None => attached.contains(leaf),
+        });
+        Ok((went || other, now))
     }
 
     fn knows_types(&self, relation: &Relation) -> bool {

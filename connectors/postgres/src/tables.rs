@@ -196,7 +196,10 @@ SELECT concat(n.nspname, '.', c.relname),
        concat_ws(' ', c.oid, c.relreplident, coalesce(r.oid, 0), has_table_privilege(c.oid, 'SELECT'),
                  (SELECT md5(string_agg(concat_ws('/', a.attnum, a.attname, a.atttypid, a.atttypmod, a.atthasmissing), ','
                                         ORDER BY a.attnum))
-                    FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped))
+                    FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+                 CASE WHEN c.relkind = 'p' THEN
+                     (SELECT md5(string_agg(concat_ws('/', l.relid::oid, pg_relation_filenode(l.relid)), ',' ORDER BY l.relid))
+                        FROM pg_partition_tree(c.oid) l WHERE l.isleaf) END)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN (pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = ANY($1))
     ON r.prrelid = c.oid
