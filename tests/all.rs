@@ -5,6 +5,7 @@
 mod accidents;
 mod bad_input;
 mod commands;
+mod failover;
 mod kills;
 mod s3;
 mod spine;

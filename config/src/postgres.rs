@@ -31,6 +31,8 @@ pub struct Postgres {
     pub tables: Patterns,
     /// Replication slot.
     pub slot: String,
+    /// Whether standbys that synchronise slots are to have it (17 and later).
+    pub failover: bool,
     /// Publication.
     pub publication: String,
     /// Whether tables are read first.
@@ -95,6 +97,7 @@ impl Postgres {
             tls: PostgresTls::Disable,
             tables: section.patterns("tables", "*.*"),
             slot: section.text("slot").unwrap_or_else(|| format!("highwater_{name}")),
+            failover: section.flag("failover", true),
             publication: section.text("publication").unwrap_or_else(|| format!("highwater_{name}")),
             snapshot: SnapshotMode::Initial,
             snapshot_connections: 2,

@@ -100,6 +100,39 @@ impl Server {
         self.guard.lock().unwrap().take();
     }
 
+    /// A standby of this server, which is stopped for the moment of copying it.
+    /// Slots that are for failover are kept in step on it.
+    pub fn standby(&self) -> Self {
+        self.down("fast");
+        let data = folder(&format!("{}-standby", self.port));
+        must(Command::new("cp").arg("-a").arg(format!("{}/.", self.data.display())).arg(&data));
+        self.up();
+        if is_root() {
+            must(Command::new("chown").arg("postgres").arg(&data));
+        }
+        must(Command::new("chmod").arg("700").arg(&data));
+        let port = free_port();
+        let mut conf = std::fs::read_to_string(data.join("postgresql.conf")).unwrap();
+        conf.push_str(&format!(
+            "\nport = {port}\nunix_socket_directories = '{}'\nhot_standby = on\nhot_standby_feedback = on\n\
+             primary_conninfo = 'host=127.0.0.1 port={} user=postgres dbname=postgres'\nprimary_slot_name = 'standby'\n\
+             sync_replication_slots = on\n",
+            data.display(),
+            self.port
+        ));
+        std::fs::write(data.join("postgresql.conf"), conf).unwrap();
+        std::fs::write(data.join("standby.signal"), "").unwrap();
+        let _ = std::fs::remove_file(data.join("postmaster.pid"));
+        let standby = Self { port, data, programs: self.programs.clone(), guard: Mutex::new(None) };
+        standby.up();
+        standby
+    }
+
+    /// Makes a standby a primary.
+    pub fn promote(&self) {
+        must(&mut self.control(&["-w", "promote"]));
+    }
+
     /// A connection as superuser.
     pub async fn connect(&self, database: &str) -> Client {
         let url = format!("host=127.0.0.1 port={} user=postgres dbname={database}", self.port);

@@ -33,7 +33,7 @@ pub async fn plan(config: &Postgres, state: &State, durable: Option<Lsn>) -> Res
     let now = identity(&client, &system, config).await?;
     let known = Identity::of(state);
     let found = slot::read(&client, &config.slot).await?;
-    let same = known.as_ref().map_or(Ok(()), |known| slot::same_server(config.into(), known, &now));
+    let same = known.as_ref().map_or(Ok(()), |known| slot::same_server(config.into(), known, &now, &system, durable));
     let Err(error) = same.and_then(|()| slot::fits(config.into(), found.as_ref(), durable)) else { return Ok(None) };
     if let Some(found) = &found {
         if found.plugin != "pgoutput" || found.database != config.database {
@@ -73,9 +73,9 @@ pub async fn repair(config: &Postgres, state: &State) -> Result<LogBatch> {
     if slot::read(&client, &config.slot).await?.is_some() {
         control::scalar(&client, &format!("SELECT pg_drop_replication_slot('{}')", config.slot)).await?;
     }
-    let name = config.slot.clone();
+    let (name, failover) = (config.slot.clone(), config.failover);
     let attempt = format!("could not make slot {name:?}");
-    let made = tokio::task::spawn_blocking(move || replication.permanent_slot(&name)).await;
+    let made = tokio::task::spawn_blocking(move || replication.permanent_slot(&name, failover)).await;
     let made = made.map_err(|error| Error::retry(attempt.clone()).because(error))?;
     let (point, _) = made.map_err(|error: WireError| error.during(attempt))?;
     let progress = Progress::from_state(state);

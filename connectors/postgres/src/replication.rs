@@ -32,6 +32,8 @@ pub(crate) struct SystemIdentity {
     pub(crate) timeline: u32,
     /// Where the WAL is flushed to.
     pub(crate) flushed: Lsn,
+    /// Timelines before, and where each was left.
+    pub(crate) history: Vec<(u32, Lsn)>,
 }
 
 /// Something that came on the stream.
@@ -86,11 +88,23 @@ impl Replication {
     pub(crate) fn identify_system(&mut self) -> Result<SystemIdentity> {
         let row = self.row("IDENTIFY_SYSTEM", 3)?;
         let bad = |what: &str| WireError::Protocol(format!("IDENTIFY_SYSTEM without {what}"));
+        let timeline = row[1].parse().map_err(|_| bad("timeline"))?;
         Ok(SystemIdentity {
             system_identifier: row[0].clone(),
-            timeline: row[1].parse().map_err(|_| bad("timeline"))?,
+            timeline,
             flushed: row[2].parse().map_err(|_| bad("position"))?,
+            history: if timeline > 1 { self.timeline_history(timeline)? } else { Vec::new() },
         })
+    }
+
+    fn timeline_history(&mut self, timeline: u32) -> Result<Vec<(u32, Lsn)>> {
+        let row = self.row(&format!("TIMELINE_HISTORY {timeline}"), 2)?;
+        // A line is a timeline, where it was left, and why.
+        let switch = |line: &str| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+        };
+        Ok(row[1].lines().filter_map(switch).collect())
     }
 
     /// A slot that goes with this connection, and its snapshot, which lives
@@ -107,8 +121,14 @@ impl Replication {
 
     /// A slot that stays, and the snapshot of its consistent point, which lives
     /// until this connection's next command. Waits for transactions in progress.
-    pub(crate) fn permanent_slot(&mut self, name: &str) -> Result<(Lsn, String)> {
-        self.make_slot(&format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quoted(name)))
+    /// With `failover`, standbys that synchronise slots have it too.
+    pub(crate) fn permanent_slot(&mut self, name: &str, failover: bool) -> Result<(Lsn, String)> {
+        let options = if failover && self.server_version() >= 170_000 {
+            "(SNAPSHOT 'export', FAILOVER true)"
+        } else {
+            "EXPORT_SNAPSHOT"
+        };
+        self.make_slot(&format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}", quoted(name)))
     }
 
     fn row(&mut self, sql: &str, columns: usize) -> Result<Vec<String>> {

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use crate::error::control_failed;
 use crate::lsn::Lsn;
+use crate::replication::SystemIdentity;
 
 /// Which server, database and slot a log belongs to; in the log's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +92,16 @@ impl Ours<'_> {
 }
 
 /// Compares the server with what the log was filled from.
-pub(crate) fn same_server(ours: Ours<'_>, known: &Identity, now: &Identity) -> Result<()> {
+/// On a later timeline it is the same as long as the log does not reach beyond
+/// where the two part: what a promoted standby never had would be ours alone.
+pub(crate) fn same_server(
+    ours: Ours<'_>,
+    known: &Identity,
+    now: &Identity,
+    system: &SystemIdentity,
+    durable: Option<Lsn>,
+) -> Result<()> {
+    let parted = system.history.iter().find(|(timeline, _)| *timeline == known.timeline).map(|(_, at)| *at);
     let changed = if known.system_identifier != now.system_identifier {
         format!(
             "this is another server: its system identifier is {}, the log was filled from {}",
@@ -102,11 +112,25 @@ pub(crate) fn same_server(ours: Ours<'_>, known: &Identity, now: &Identity) -> R
             "this is another database: {:?} (oid {}), the log was filled from {:?} (oid {})",
             now.database, now.database_oid, known.database, known.database_oid
         )
-    } else if known.timeline != now.timeline {
+    } else if let (true, Some(parted), Some(durable)) = (known.timeline < now.timeline, parted, durable)
+        && durable > parted
+    {
         format!(
-            "the server is on timeline {}, the log was filled from timeline {}: a standby was promoted or a backup \
-             restored, and changes may be missing on either side",
+            "the server was promoted to timeline {} at {parted}, and the log holds changes up to {durable} of timeline \
+             {}: those from {parted} to {durable} never were on this server",
             now.timeline, known.timeline
+        )
+    } else if known.timeline > now.timeline || (known.timeline < now.timeline && parted.is_none()) {
+        format!(
+            "the server is on timeline {}, the log was filled from timeline {}, which is none of its past: an older \
+             backup was restored, or this is another branch",
+            now.timeline, known.timeline
+        )
+    } else if known.timeline == now.timeline && durable.is_some_and(|durable| durable > system.flushed) {
+        format!(
+            "the server's WAL ends at {}, and the log holds changes up to {}: an older backup was restored",
+            system.flushed,
+            durable.unwrap_or_default()
         )
     } else if known.slot != now.slot {
         format!("the log was filled through slot {:?}, the configuration says {:?}", known.slot, now.slot)

@@ -229,7 +229,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         let known = Identity::of(&state);
         let identity = identity(&client, &system, &self.config).await?;
         if let Some(known) = &known {
-            slot::same_server((&*self.config).into(), known, &identity)?;
+            slot::same_server((&*self.config).into(), known, &identity, &system, resume)?;
         }
         let (selection, standing) = tables::prepare(&client, &self.config, resume.is_some()).await?;
         let Selection { tables, left_out } = selection;
@@ -251,12 +251,12 @@ impl<S: Schemas> Source for PostgresSource<S> {
                 found.confirmed
             }
             (None, None) => {
-                let name = self.config.slot.clone();
+                let (name, failover) = (self.config.slot.clone(), self.config.failover);
                 let target = self.target.clone();
                 let attempt = format!("could not make slot {name:?}");
                 let made = tokio::task::spawn_blocking(move || {
                     let stream = Replication::connect(&target)?;
-                    let (point, snapshot) = replication.permanent_slot(&name)?;
+                    let (point, snapshot) = replication.permanent_slot(&name, failover)?;
                     Ok((stream, Prepared::new(point, snapshot, replication)))
                 });
                 let made = made.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
@@ -305,7 +305,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         for stream in progress.all().into_keys().filter(|stream| !captured.contains(stream)) {
             capture.remember(progress.forget(&stream));
         }
-        if known.is_none() {
+        if known.as_ref() != Some(&identity) {
             capture.remember([identity.change()]);
         }
         if self.config.snapshot == SnapshotMode::Never {
