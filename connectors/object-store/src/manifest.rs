@@ -122,6 +122,32 @@ impl Manifests {
         }
     }
 
+    /// Nothing of a stream may lie at or behind `next`: what no manifest knows of
+    /// would be there twice once its rows come.
+    pub(crate) async fn nothing_beyond(&self, stream: &str, next: u64) -> Result<()> {
+        let parse =
+            |text: &str| Path::parse(text).map_err(|error| Error::halt(format!("{text:?} is no path")).because(error));
+        // In the order of names it comes just before the first that would be wrong.
+        let (folder, before) = (parse(stream)?, parse(&format!("{stream}/{next:020}"))?);
+        let listed: Result<Vec<_>, _> = self.store.list_with_offset(Some(&folder), &before).try_collect().await;
+        let listed = listed.map_err(|error| failed(error, format!("could not list {folder}")))?;
+        let Some(found) = listed.iter().find(|meta| meta.location.as_ref().ends_with(".parquet")) else {
+            return Ok(());
+        };
+        // A successor's, who is further than we know of.
+        if let Some(higher) = above(&*self.store, &self.folder, self.current.number).await? {
+            return Err(superseded(&self.current.sink, &higher));
+        }
+        Err(Error::halt(format!(
+            "{} is there, and the sink's manifests end at offset {next}: its rows would be there twice",
+            found.location
+        ))
+        .hint(
+            "`_highwater/` was removed or an older copy of it put back: bring it back as it was, or point the sink \
+             at an empty destination",
+        ))
+    }
+
     /// Makes the next manifest. Another writer's in its place ends this one.
     pub(crate) async fn advance(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         let mut next = self.current.clone();
@@ -246,29 +272,6 @@ async fn read(store: &dyn ObjectStore, path: &Path) -> Result<Manifest> {
 struct Claim {
     log: LogId,
     sink: String,
-}
-
-/// Nothing of a stream lies at or behind `next`: what no manifest knows of would
-/// be there twice once its rows come.
-pub(crate) async fn nothing_beyond(store: &dyn ObjectStore, stream: &str, next: u64) -> Result<()> {
-    let parse = |text: &str| {
-        Path::parse(text).map_err(|error| Error::halt(format!("{text:?} is no path")).because(error))
-    };
-    // In the order of names it comes just before the first that would be wrong.
-    let (folder, before) = (parse(stream)?, parse(&format!("{stream}/{next:020}"))?);
-    let listed: Result<Vec<_>, _> = store.list_with_offset(Some(&folder), &before).try_collect().await;
-    let listed = listed.map_err(|error| failed(error, format!("could not list {folder}")))?;
-    match listed.iter().find(|meta| meta.location.as_ref().ends_with(".parquet")) {
-        None => Ok(()),
-        Some(meta) => Err(Error::halt(format!(
-            "{} is there, and the sink's manifests end at offset {next}: its rows would be there twice",
-            meta.location
-        ))
-        .hint(
-            "`_highwater/` was removed or an older copy of it put back: bring it back as it was, or point the sink \
-             at an empty destination",
-        )),
-    }
 }
 
 /// Claims a stream's folder for one (log, sink), for ever.

@@ -13,7 +13,7 @@ use storage::{Epoch, LogId, Offset, OffsetRange};
 use tokio::io::AsyncReadExt;
 
 use crate::error::failed;
-use crate::manifest::{Announced, FORMAT, File, Manifests, claim, nothing_beyond};
+use crate::manifest::{Announced, FORMAT, File, Manifests, claim};
 use crate::settings::{Settings, store};
 use crate::staging::Staging;
 
@@ -152,7 +152,7 @@ impl Sink for ObjectStoreSink {
                 for file in &files {
                     if !open.claimed.contains(&file.stream) {
                         claim(&*open.store, &file.stream, open.manifests.current.log, &settings.sink).await?;
-                        nothing_beyond(&*open.store, &file.stream, range.start.0).await?;
+                        open.manifests.nothing_beyond(&file.stream, range.start.0).await?;
                         open.claimed.insert(file.stream.clone());
                     }
                 }
