@@ -3,10 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod accidents;
+mod announced;
 mod bad_input;
 mod commands;
+mod conformance;
 mod failover;
 mod kills;
+mod outages;
 mod s3;
 mod spine;
+mod tls;
 mod values;

@@ -193,3 +193,120 @@ async fn a_row_larger_than_rows_may_be_stops_with_its_key_and_nothing_is_lost() 
     daemon.catch_up();
     assert_eq!(daemon.tail("shop", &[]).len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_not_ours_to_use_is_refused() {
+    let postgres = Postgres::new(17).await;
+    let client = postgres.client().await;
+    client.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    postgres.publish("highwater_shop", "t").await;
+    let folder = folder("slots");
+    let config = to_folder(&postgres, &folder.join("lake"), "100ms");
+    let slot = format!("hw_{}", postgres.database);
+    client
+        .batch_execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')"))
+        .await
+        .unwrap();
+    let (code, stderr) = run(&folder, &config);
+    assert_eq!(code, Some(1));
+    says(&stderr, &["is of plugin \"test_decoding\"", "what to do", "`slot`"]);
+    client
+        .batch_execute(&format!(
+            "SELECT pg_drop_replication_slot('{slot}'); SELECT pg_create_physical_replication_slot('{slot}')"
+        ))
+        .await
+        .unwrap();
+    let (code, stderr) = run(&folder, &config);
+    assert_eq!(code, Some(1), "{stderr}");
+    says(&stderr, &["is of plugin \"\"", "what to do"]);
+    let elsewhere = Postgres::on(postgres.server.clone()).await;
+    let other = elsewhere.client().await;
+    client.batch_execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.unwrap();
+    other.batch_execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await.unwrap();
+    let (code, stderr) = run(&folder, &config);
+    assert_eq!(code, Some(1));
+    says(&stderr, &["is of database", "what to do"]);
+    other.batch_execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.unwrap();
+    Daemon::new(&folder, &config).catch_up();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn updates_of_a_table_that_cannot_tell_old_rows_go_on_at_the_primary() {
+    let postgres = Postgres::new(17).await;
+    let client = postgres.client().await;
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE nothing (id int PRIMARY KEY, a int); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
+             INSERT INTO nothing VALUES (1, 1); ALTER TABLE nothing OWNER TO highwater;
+             GRANT CREATE ON DATABASE {} TO highwater",
+            postgres.database
+        ))
+        .await
+        .unwrap();
+    let folder = folder("nothing");
+    let mut daemon = Daemon::new(&folder, &to_folder(&postgres, &folder.join("lake"), "100ms"));
+    daemon.catch_up();
+    daemon.start(&["run"], None);
+    crate::spine::capturing(&daemon).await;
+    let sql = "UPDATE nothing SET a = 2; DELETE FROM nothing; INSERT INTO nothing VALUES (2, 2)";
+    client.batch_execute(sql).await.expect("the primary is never at risk");
+    daemon.signal("TERM");
+    let ended = daemon.wait(Duration::from_secs(5));
+    assert_eq!(ended.code, Some(0));
+    says(&ended.stderr, &["no replica identity", "public.nothing", "REPLICA IDENTITY FULL"]);
+    daemon.catch_up();
+    let ops: Vec<String> = daemon.tail("shop", &[]).iter().map(|event| event["op"].as_str().unwrap().into()).collect();
+    assert_eq!(ops, ["read", "insert"]);
+}
+
+#[test]
+fn what_is_wrong_in_a_configuration_is_told_by_its_key() {
+    let folder = folder("configuration");
+    let source = "[sources.shop]\ntype = \"postgres\"\nurl = \"postgres://u@db.example/x\"\n";
+    let sink = "[sinks.lake]\ntype = \"object-store\"\nfrom = [\"shop\"]\nurl = \"file:///lake\"\n";
+    let whole = format!("{source}{sink}");
+    for (config, words) in [
+        (
+            whole.replace("[\"shop\"]", "[\"shpo\"]"),
+            &["highwater.toml:6", "there is no source \"shpo\"", "\"shop\"?"][..],
+        ),
+        (format!("{whole}[sources.shop]\n"), &["highwater.toml:8", "duplicate"]),
+        (source.replace("postgres://u@db.example/x", "db.example"), &["highwater.toml:3", "is no postgres url"]),
+        (source.replace("u@", "u:sesame@"), &["highwater.toml:3", "password"]),
+        (format!("{source}password = \"sesame\"\n"), &["highwater.toml:4", "password", "env ="]),
+        (format!("{source}password = {{ env = \"NOT_THERE\" }}\n"), &["highwater.toml:4", "NOT_THERE"]),
+        (whole.replace("file:///lake", "ftp://lake"), &["highwater.toml:7", "url"]),
+        (
+            format!("{source}slot = \"same\"\n{}slot = \"same\"\n", source.replace("shop", "other")),
+            &["slot", "\"same\"", "shop"],
+        ),
+        (
+            format!("{source}{}slot = \"highwater_shop\"\n", source.replace("shop", "other")),
+            &["slot", "\"highwater_shop\"", "shop"],
+        ),
+    ] {
+        let daemon = Daemon::new(&folder, &config);
+        let (code, out, stderr) = daemon.run(&["run"]);
+        assert_eq!(code, 2, "{out}{stderr}");
+        says(&stderr, words);
+        assert!(!stderr.contains("sesame"), "{stderr}");
+    }
+    // The environment goes above the file, and is named where it is wrong.
+    let mut daemon = Daemon::new(&folder, &whole);
+    daemon.environment = vec![("HIGHWATER_SOURCES__SHOP__SLOT".into(), "Not A Slot".into())];
+    let (code, _, stderr) = daemon.run(&["run"]);
+    assert_eq!(code, 2);
+    says(&stderr, &["HIGHWATER_SOURCES__SHOP__SLOT", "a slot's name"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environment_goes_above_the_file() {
+    let postgres = Postgres::new(17).await;
+    postgres.client().await.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    postgres.publish("highwater_shop", "t").await;
+    let folder = folder("environment");
+    let config = to_folder(&postgres, &folder.join("lake"), "100ms");
+    let mut daemon = Daemon::new(&folder, &config.replace(&postgres.url(), "postgres://nobody@127.0.0.1:1/nowhere"));
+    daemon.environment = vec![("HIGHWATER_SOURCES__SHOP__URL".into(), postgres.url())];
+    daemon.catch_up();
+}

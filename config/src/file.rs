@@ -134,6 +134,7 @@ impl Config {
                 _ => drop(sources.insert(name.clone(), Source::Postgres(Box::new(Postgres::read(&name, section))))),
             }
         }
+        two_on_one_slot(&sources, root.faulty);
         let mut sinks = BTreeMap::new();
         for (name, value) in root.named("sinks") {
             let path = format!("sinks.{name}");
@@ -172,6 +173,18 @@ impl Config {
         }
         root.finish();
         Self { file: file.into(), data_dir, sources, sinks, log }
+    }
+}
+
+/// Slots are the server's, whatever the database: two sources on one would
+/// wait for each other for ever.
+fn two_on_one_slot(sources: &BTreeMap<String, Source>, faulty: &mut Faulty) {
+    let mut slots = HashMap::new();
+    for (name, Source::Postgres(source)) in sources {
+        if let Some(first) = slots.insert((&source.host, source.port, &source.slot), name) {
+            let what = format!("slot {:?} is that of source {first:?} too, on the same server", source.slot);
+            faulty.add(&format!("sources.{name}.slot"), what, Some("give each source a slot of its own".into()));
+        }
     }
 }
 

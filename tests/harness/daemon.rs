@@ -11,6 +11,8 @@ use crate::root;
 /// A configured daemon in a folder of its own.
 pub struct Daemon {
     pub folder: PathBuf,
+    /// For it and all commands.
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
     starts: u32,
 }
@@ -26,7 +28,7 @@ impl Daemon {
     /// In `folder`, with this configuration.
     pub fn new(folder: &Path, config: &str) -> Self {
         std::fs::write(folder.join("highwater.toml"), config).unwrap();
-        Self { folder: folder.into(), child: None, starts: 0 }
+        Self { folder: folder.into(), environment: Vec::new(), child: None, starts: 0 }
     }
 
     /// The binary that `tests/run` has built.
@@ -37,6 +39,7 @@ impl Daemon {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(Self::binary());
         command.current_dir(&self.folder).args(words).env_remove("HIGHWATER_CONFIG").stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -87,7 +87,7 @@ impl Server {
         must(self.control(&["-w", "start"]).stdout(Stdio::null()));
         // The guard outlives a killed test process and stops the server then.
         let script = format!(
-            "cat >/dev/null; kill -QUIT $(head -1 '{0}/postmaster.pid') 2>/dev/null; true",
+            "cat >/dev/null; kill -QUIT $(head -1 '{0}/postmaster.pid' 2>/dev/null) 2>/dev/null; true",
             self.data.display()
         );
         let guard = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().unwrap();
@@ -97,7 +97,37 @@ impl Server {
     /// Stops it: `fast` or `immediate`.
     pub fn down(&self, mode: &str) {
         must(&mut self.control(&["-w", "-m", mode, "stop"]));
-        self.guard.lock().unwrap().take();
+        self.dismiss_guard();
+    }
+
+    /// SIGKILL to all of its processes.
+    pub fn kill(&self) {
+        let pid = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
+        let pid = pid.lines().next().unwrap().to_owned();
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &pid]).output().unwrap().stdout;
+        let children = String::from_utf8_lossy(&children).into_owned();
+        let all: Vec<&str> = children.split_whitespace().chain([pid.as_str()]).collect();
+        let _ = Command::new("kill").arg("-KILL").args(&all).status();
+        let lives = |pid: &&str| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            !stat.is_empty() && !stat.contains(") Z ")
+        };
+        while all.iter().any(lives) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        // Else the guard would take the next server for this one.
+        let lock = format!(".s.PGSQL.{}.lock", self.port);
+        for left in ["postmaster.pid", &lock] {
+            let _ = std::fs::remove_file(self.data.join(left));
+        }
+        self.dismiss_guard();
+    }
+
+    fn dismiss_guard(&self) {
+        if let Some(mut guard) = self.guard.lock().unwrap().take() {
+            drop(guard.stdin.take());
+            let _ = guard.wait();
+        }
     }
 
     /// A standby of this server, which is stopped for the moment of copying it.
@@ -144,10 +174,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(mut guard) = self.guard.lock().unwrap().take() {
-            drop(guard.stdin.take());
-            let _ = guard.wait();
-        }
+        self.dismiss_guard();
     }
 }
 

@@ -11,6 +11,8 @@
 mod avro;
 mod batch;
 mod civil;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod decimal;
 mod error;
 pub use storage::fault;

@@ -34,6 +34,14 @@ pub(crate) fn live(pieces: &[Live]) -> Value {
         let lag = received.0.saturating_sub(durable.0);
         let (high_water, event_time) = (live.log.high_water().0, live.log.event_time().0);
         let reading = live.watch.is_reading();
+        let stats = live.log.stats();
+        let problem = match stats.disk_full {
+            true => json!({
+                "error": "disk full: nothing more is read from the source until there is room",
+                "remedy": "make room on the disk of `data_dir`; it then goes on by itself",
+            }),
+            false => json!(state.problem),
+        };
         sources.push(json!({
             "name": live.name,
             "type": "postgres",
@@ -45,12 +53,12 @@ pub(crate) fn live(pieces: &[Live]) -> Value {
             "lag_bytes": lag,
             "lag_seconds": if lag == 0 { 0.0 } else { seconds_since(event_time) },
             "events": state.events,
-            "problem": state.problem,
+            "problem": problem,
             "tables": live.watch.tables(),
             "not_captured": live.watch.left_out(),
             "log": {
                 "id": live.log.id(), "epoch": live.log.epoch(), "start": live.log.start(), "end": high_water,
-                "stats": live.log.stats(),
+                "stats": stats,
             },
         }));
         for (name, status) in &live.sinks {

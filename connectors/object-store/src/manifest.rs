@@ -13,6 +13,10 @@ use crate::error::failed;
 
 /// How many superseded ones are left for people to look at.
 const KEPT: u64 = 16;
+/// Of a manifest.
+const VERSION: u32 = 1;
+/// The only one that a step can be announced in.
+pub(crate) const FORMAT: &str = "parquet";
 
 /// What a manifest says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +81,7 @@ impl Manifests {
             let found = highest(&*store, &folder).await?;
             let next = match found {
                 None => Manifest {
-                    version: 1,
+                    version: VERSION,
                     number: 1,
                     log,
                     sink: sink.into(),
@@ -118,6 +122,32 @@ impl Manifests {
         }
     }
 
+    /// Nothing of a stream may lie at or behind `next`: what no manifest knows of
+    /// would be there twice once its rows come.
+    pub(crate) async fn nothing_beyond(&self, stream: &str, next: u64) -> Result<()> {
+        let parse =
+            |text: &str| Path::parse(text).map_err(|error| Error::halt(format!("{text:?} is no path")).because(error));
+        // In the order of names it comes just before the first that would be wrong.
+        let (folder, before) = (parse(stream)?, parse(&format!("{stream}/{next:020}"))?);
+        let listed: Result<Vec<_>, _> = self.store.list_with_offset(Some(&folder), &before).try_collect().await;
+        let listed = listed.map_err(|error| failed(error, format!("could not list {folder}")))?;
+        let Some(found) = listed.iter().find(|meta| meta.location.as_ref().ends_with(".parquet")) else {
+            return Ok(());
+        };
+        // A successor's, who is further than we know of.
+        if let Some(higher) = above(&*self.store, &self.folder, self.current.number).await? {
+            return Err(superseded(&self.current.sink, &higher));
+        }
+        Err(Error::halt(format!(
+            "{} is there, and the sink's manifests end at offset {next}: its rows would be there twice",
+            found.location
+        ))
+        .hint(
+            "`_highwater/` was removed or an older copy of it put back: bring it back as it was, or point the sink \
+             at an empty destination",
+        ))
+    }
+
     /// Makes the next manifest. Another writer's in its place ends this one.
     pub(crate) async fn advance(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         let mut next = self.current.clone();
@@ -141,18 +171,29 @@ impl Manifests {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let attempt = || format!("could not write manifest {path}");
         match self.store.put_opts(&path, body.into(), options).await {
-            Ok(_) => Ok(Put::Done),
+            Ok(_) => {}
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
                 let found = read(&*self.store, &path).await?;
-                // Our own, of which the answer was lost.
-                Ok(if found == *manifest { Put::Done } else { Put::Lost(Box::new(found)) })
+                // Or else our own, of which the answer was lost.
+                if found != *manifest {
+                    return Ok(Put::Lost(Box::new(found)));
+                }
             }
             // The outcome is unknown until it is read: if it is there it counts.
             Err(error) => match read(&*self.store, &path).await {
-                Ok(found) if found == *manifest => Ok(Put::Done),
-                Ok(found) => Ok(Put::Lost(Box::new(found))),
-                Err(_) => Err(failed(error, attempt())),
+                Ok(found) if found == *manifest => {}
+                Ok(found) => return Ok(Put::Lost(Box::new(found))),
+                Err(_) => return Err(failed(error, attempt())),
             },
+        }
+        // Its number was free, which it is again when a successor has come so
+        // far that it has cleared it away. Whoever comes later begins at ours.
+        match above(&*self.store, &self.folder, manifest.number).await? {
+            None => Ok(Put::Done),
+            Some(higher) => {
+                let _ = self.store.delete(&path).await;
+                Ok(Put::Lost(Box::new(higher)))
+            }
         }
     }
 
@@ -186,8 +227,22 @@ async fn numbers(store: &dyn ObjectStore, folder: &str) -> Result<Vec<u64>> {
     let prefix = Path::parse(folder).map_err(|error| Error::halt(format!("{folder:?} is no path")).because(error))?;
     let listed: Result<Vec<_>, _> = store.list(Some(&prefix)).try_collect().await;
     let listed = listed.map_err(|error| failed(error, format!("could not list {prefix}")))?;
-    let number = |path: &Path| path.filename()?.strip_suffix(".json")?.parse().ok();
-    Ok(listed.iter().filter_map(|meta| number(&meta.location)).collect())
+    Ok(listed.iter().filter_map(|meta| numbered(&meta.location)).collect())
+}
+
+/// The highest beyond `number`.
+async fn above(store: &dyn ObjectStore, folder: &str, number: u64) -> Result<Option<Manifest>> {
+    let prefix = Path::parse(folder).map_err(|error| Error::halt(format!("{folder:?} is no path")).because(error))?;
+    let listed: Result<Vec<_>, _> = store.list_with_offset(Some(&prefix), &path(folder, number)?).try_collect().await;
+    let listed = listed.map_err(|error| failed(error, format!("could not list {prefix}")))?;
+    match listed.iter().filter_map(|meta| numbered(&meta.location)).filter(|n| *n > number).max() {
+        None => Ok(None),
+        Some(number) => read(store, &path(folder, number)?).await.map(Some),
+    }
+}
+
+fn numbered(path: &Path) -> Option<u64> {
+    path.filename()?.strip_suffix(".json")?.parse().ok()
 }
 
 async fn highest(store: &dyn ObjectStore, folder: &str) -> Result<Option<Manifest>> {
@@ -201,8 +256,15 @@ async fn read(store: &dyn ObjectStore, path: &Path) -> Result<Manifest> {
     let attempt = || format!("could not read manifest {path}");
     let body = async { store.get(path).await?.bytes().await }.await;
     let body = body.map_err(|error| failed(error, attempt()))?;
-    serde_json::from_slice(&body)
-        .map_err(|error| Error::halt(attempt()).because(error).hint("it may be of a later version of Highwater"))
+    const LATER: &str = "it may be of a later version of Highwater: run that one";
+    let manifest: Manifest =
+        serde_json::from_slice(&body).map_err(|error| Error::halt(attempt()).because(error).hint(LATER))?;
+    let format = manifest.announced.as_ref().map_or(FORMAT, |announced| announced.format.as_str());
+    if manifest.version != VERSION || format != FORMAT {
+        let what = format!("manifest {path} has version {} and announces {format}", manifest.version);
+        return Err(Error::halt(what).hint(LATER));
+    }
+    Ok(manifest)
 }
 
 /// Whose a stream's folder is.

@@ -14,6 +14,9 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::failed;
 
+/// S3 takes no smaller parts than 5 MiB.
+const PART: usize = 8 << 20;
+
 /// Everything the sink needs.
 #[derive(Clone)]
 pub struct Settings {
@@ -27,6 +30,8 @@ pub struct Settings {
     pub before: bool,
     /// Of our own columns.
     pub meta_prefix: String,
+    /// Larger files go up in parts of this size.
+    pub part_bytes: usize,
     /// How positions are printed.
     pub position: fn(&[u8]) -> String,
 }
@@ -40,6 +45,7 @@ impl Settings {
             cut_bytes: config.cut_bytes,
             before: config.before,
             meta_prefix: config.meta_prefix.clone(),
+            part_bytes: PART,
             position,
         }
     }
@@ -90,6 +96,6 @@ pub(crate) fn store(config: &Config) -> Result<Arc<dyn ObjectStore>> {
         return Ok(Arc::new(store));
     }
     let prefix =
-        Path::parse(prefix).map_err(|error| Error::halt(format!("{url} has no usable path")).because(error))?;
+        Path::from_url_path(prefix).map_err(|error| Error::halt(format!("{url} has no usable path")).because(error))?;
     Ok(Arc::new(PrefixStore::new(store, prefix)))
 }

@@ -13,12 +13,9 @@ use storage::{Epoch, LogId, Offset, OffsetRange};
 use tokio::io::AsyncReadExt;
 
 use crate::error::failed;
-use crate::manifest::{Announced, File, Manifests, claim};
+use crate::manifest::{Announced, FORMAT, File, Manifests, claim};
 use crate::settings::{Settings, store};
 use crate::staging::Staging;
-
-/// Larger files go up in parts of this size.
-const PART: usize = 8 << 20;
 
 /// Writes Parquet files to a folder or a bucket.
 pub struct ObjectStoreSink {
@@ -129,7 +126,15 @@ impl Sink for ObjectStoreSink {
         let (prefix, before) = (self.settings.meta_prefix.clone(), self.settings.before);
         let position = step.position.as_ref().map(|position| (self.settings.position)(position.as_bytes()));
         let settings = self.settings.clone();
-        let open = self.opened()?;
+        // After an error, or cut short, it has to be opened again: what the
+        // destination holds by then is not known here.
+        let mut open = self.open.take().ok_or_else(|| Error::retry("the sink is not open"))?;
+        if let Some(next) = open.manifests.current.next_offset
+            && next != range.start.0
+        {
+            let what = format!("a step from offset {} does not begin at the sink's checkpoint {next}", range.start);
+            return Err(Error::halt(what).hint("this is a fault of Highwater: please report it"));
+        }
         let files: Vec<File> = staged.iter().map(|staged| staged.file.clone()).collect();
         let redone = open.manifests.current.announced.is_some();
         match &open.manifests.current.announced {
@@ -147,13 +152,14 @@ impl Sink for ObjectStoreSink {
                 for file in &files {
                     if !open.claimed.contains(&file.stream) {
                         claim(&*open.store, &file.stream, open.manifests.current.log, &settings.sink).await?;
+                        open.manifests.nothing_beyond(&file.stream, range.start.0).await?;
                         open.claimed.insert(file.stream.clone());
                     }
                 }
                 let announced = Announced {
                     start: range.start.0,
                     end: range.end.0,
-                    format: "parquet".into(),
+                    format: FORMAT.into(),
                     meta_prefix: prefix.clone(),
                     before,
                     files,
@@ -163,7 +169,7 @@ impl Sink for ObjectStoreSink {
             }
         }
         for Uploaded { file, staged } in &staged {
-            upload(&*open.store, &file.path, staged, redone).await?;
+            upload(&*open.store, &file.path, staged, settings.part_bytes, redone).await?;
             // It waits no longer; a leftover goes with the next opening.
             let _ = tokio::fs::remove_file(staged).await;
             fault::point("half-uploaded");
@@ -181,6 +187,7 @@ impl Sink for ObjectStoreSink {
         if redone {
             open.staging = Staging::new(settings.staging, prefix, before, settings.position)?;
         }
+        self.open = Some(open);
         Ok(Checkpoint { next: range.end })
     }
 
@@ -191,7 +198,13 @@ impl Sink for ObjectStoreSink {
 
 /// A file under its announced name. One that is there is these very rows: put
 /// there by whoever announced it, for objects appear whole or not at all.
-async fn upload(store: &dyn ObjectStore, path: &str, staged: &std::path::Path, redone: bool) -> Result<()> {
+async fn upload(
+    store: &dyn ObjectStore,
+    path: &str,
+    staged: &std::path::Path,
+    part_bytes: usize,
+    redone: bool,
+) -> Result<()> {
     let path = Path::parse(path).map_err(|error| Error::halt(format!("{path:?} is no path")).because(error))?;
     let attempt = || format!("could not write {path}");
     let unreadable =
@@ -205,21 +218,25 @@ async fn upload(store: &dyn ObjectStore, path: &str, staged: &std::path::Path, r
     }
     let mut file = tokio::fs::File::open(staged).await.map_err(unreadable)?;
     let length = file.metadata().await.map_err(unreadable)?.len();
-    if length <= PART as u64 {
+    if length <= part_bytes as u64 {
         let mut body = Vec::with_capacity(length as usize);
         file.read_to_end(&mut body).await.map_err(unreadable)?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         return match store.put_opts(&path, body.into(), options).await {
-            Ok(_) | Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(()),
+            Ok(_) => Ok(()),
+            // S3 also answers so while another's is under way, which may fail yet.
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
+                store.head(&path).await.map(drop).map_err(|error| failed(error, attempt()))
+            }
             Err(error) => Err(failed(error, attempt())),
         };
     }
     let upload = store.put_multipart(&path).await.map_err(|error| failed(error, attempt()))?;
-    let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
+    let mut upload = WriteMultipart::new_with_chunk_size(upload, part_bytes);
     loop {
-        let mut part = vec![0; PART];
+        let mut part = vec![0; part_bytes];
         let mut filled = 0;
-        while filled < PART {
+        while filled < part_bytes {
             let read = file.read(&mut part[filled..]).await.map_err(unreadable)?;
             if read == 0 {
                 break;
@@ -230,7 +247,11 @@ async fn upload(store: &dyn ObjectStore, path: &str, staged: &std::path::Path, r
             break;
         }
         part.truncate(filled);
-        upload.wait_for_capacity(2).await.map_err(|error| failed(error, attempt()))?;
+        if let Err(error) = upload.wait_for_capacity(2).await {
+            // Parts that nobody completes cost money until somebody clears them.
+            let _ = upload.abort().await;
+            return Err(failed(error, attempt()));
+        }
         upload.put(part.into());
         fault::point("half-uploaded");
     }

@@ -310,6 +310,8 @@ impl Connection {
                 Ok(true)
             }
             Err(error) if is_tick(&error) => Ok(false),
+            // Under TLS 1.3 the server's word about our certificate comes only here.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(WireError::Tls(error.to_string())),
             Err(error) => Err(error.into()),
         }
     }
@@ -420,7 +422,7 @@ fn encrypt(mut socket: TcpStream, config: std::sync::Arc<rustls::ClientConfig>, 
     socket.set_read_timeout(Some(CONNECT))?;
     socket.read_exact(&mut answer)?;
     if answer != *b"S" {
-        return Err(WireError::Tls("the server does not offer it".into()));
+        return Err(WireError::NoTls);
     }
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
         .map_err(|_| WireError::Tls(format!("{host:?} is no name a certificate can be for")))?;

@@ -1,5 +1,7 @@
 //! The control connection: tokio-postgres, for everything that is asked and not streamed.
 
+use std::time::Duration;
+
 use connector::{Error, Result};
 use tokio_postgres::{Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -9,11 +11,19 @@ use crate::error::control_failed;
 use crate::target::Target;
 use crate::tls::Tls;
 
+/// A server that takes the connection and says nothing is not waited for longer.
+const LOGIN: Duration = Duration::from_secs(30);
+
 /// Connects and pins the session's settings. The connection's task ends with the client.
 pub(crate) async fn connect(target: &Target) -> Result<Client> {
+    let late = |_| Error::retry(format!("could not connect to {target}: the server does not answer"));
+    tokio::time::timeout(LOGIN, log_in(target)).await.map_err(late)?
+}
+
+async fn log_in(target: &Target) -> Result<Client> {
     let mut config = tokio_postgres::Config::new();
     config.user(&target.user).dbname(&target.database).port(target.port).application_name("highwater");
-    config.host(target.host.trim_matches(['[', ']'])).connect_timeout(std::time::Duration::from_secs(10));
+    config.host(target.host.trim_matches(['[', ']'])).connect_timeout(Duration::from_secs(10));
     if let Some(password) = &target.password {
         config.password(password);
     }

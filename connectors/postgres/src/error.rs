@@ -19,6 +19,9 @@ pub enum WireError {
     /// The certificate, or TLS at all.
     #[error("TLS failed: {0}")]
     Tls(String),
+    /// Asked for and not there: nothing has been said in the clear.
+    #[error("the server does not offer TLS")]
+    NoTls,
     /// The login cannot be done safely, or at all.
     #[error("login failed: {0}")]
     Login(String),
@@ -59,13 +62,8 @@ impl WireError {
             WireError::Protocol(_) => {
                 (Action::Halt, Some("is this a PostgreSQL server, and no pooler in between?".into()))
             }
-            WireError::Tls(_) => (
-                Action::Halt,
-                Some(
-                    "check the name in the url, and `ca` of the source: the server's certificate must be signed by it"
-                        .into(),
-                ),
-            ),
+            WireError::Tls(error) => (Action::Halt, Some(certificate_remedy(error).into())),
+            WireError::NoTls => (Action::Halt, Some(NO_TLS.into())),
             WireError::Login(_) => (Action::Halt, Some("check `password` of the source".into())),
         };
         let error = Error::new(action, attempt).because(self);
@@ -73,6 +71,19 @@ impl WireError {
             Some(hint) => error.hint(hint),
             None => error,
         }
+    }
+}
+
+const NO_TLS: &str = "set ssl = on at the server, with a certificate; tls = \"disable\" only where nobody listens";
+
+/// An alert is the server's word about what we showed it; all else is about
+/// what it showed us.
+fn certificate_remedy(error: &str) -> &'static str {
+    if error.contains("alert") {
+        "check `cert` and `key` of the source: the server must know who signed them"
+    } else {
+        "check the name in the url, and `ca` of the source: the server's certificate must be signed by it, be for \
+         this name, and not have expired"
     }
 }
 
@@ -101,8 +112,10 @@ pub(crate) fn control_failed(error: tokio_postgres::Error, attempt: impl Into<St
                 text.push_str(&error.to_string());
                 cause = error.source();
             }
-            if text.contains("certificate") {
-                (Action::Halt, Some("the server's certificate is not for this name, or not signed by `ca`"))
+            if text.contains("certificate") || text.contains("fatal alert") {
+                (Action::Halt, Some(certificate_remedy(&text)))
+            } else if text.contains("server does not support TLS") {
+                (Action::Halt, Some(NO_TLS))
             } else if error.to_string().contains("password missing") {
                 (Action::Halt, Some("set `password` of the source, e.g. password = { env = \"…\" }"))
             } else {

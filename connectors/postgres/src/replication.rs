@@ -172,7 +172,8 @@ impl Replication {
         let body = loop {
             match self.connection.take()? {
                 Some((b'd', body)) => break body,
-                Some((b'c', _)) => {
+                // A server that shuts down says only that the command is complete.
+                Some((b'c' | b'C', _)) => {
                     let ended = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the server ended the stream");
                     return Err(ended.into());
                 }

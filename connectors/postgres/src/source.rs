@@ -191,14 +191,9 @@ impl<S: Schemas> PostgresSource<S> {
     }
 }
 
-/// Both connections, and which server it is.
+/// Both connections, and which server it is. Our own wire first: it tells best
+/// what is no PostgreSQL, or has no TLS.
 pub(crate) async fn connect(target: &Target) -> Result<(Client, Replication, SystemIdentity)> {
-    let client = control::connect(target).await?;
-    let level = control::scalar(&client, "SHOW wal_level").await?;
-    if level != "logical" {
-        return Err(Error::halt(format!("the server has wal_level = {level}, capture needs logical"))
-            .hint("ALTER SYSTEM SET wal_level = 'logical'; then restart the server"));
-    }
     let to = target.clone();
     let attempt = format!("could not open a replication connection to {target}");
     let connected = tokio::task::spawn_blocking(move || {
@@ -213,7 +208,21 @@ pub(crate) async fn connect(target: &Target) -> Result<(Client, Replication, Sys
         let role = crate::plan::quote(&target.user);
         if refused { failed.hint(format!("ALTER ROLE {role} REPLICATION;")) } else { failed }
     })?;
+    let client = control::connect(target).await?;
+    let level = control::scalar(&client, "SHOW wal_level").await?;
+    if level != "logical" {
+        return Err(Error::halt(format!("the server has wal_level = {level}, capture needs logical"))
+            .hint("ALTER SYSTEM SET wal_level = 'logical'; then restart the server"));
+    }
     Ok((client, replication, system))
+}
+
+/// Whether no table is left for a round.
+fn tables_read<S: Schemas>(compiler: &Compiler<S>, progress: &Progress) -> bool {
+    compiler.tables.iter().all(|table| {
+        let generation = progress.get(&compiler.stream_of(&table.schema, &table.name)).generation;
+        generation.is_some_and(|generation| generation.finished && generation.is_of(table))
+    })
 }
 
 impl<S: Schemas> Source for PostgresSource<S> {
@@ -308,9 +317,10 @@ impl<S: Schemas> Source for PostgresSource<S> {
         if known.as_ref() != Some(&identity) {
             capture.remember([identity.change()]);
         }
-        if self.config.snapshot == SnapshotMode::Never {
-            shared.snapshot_done.store(true, Ordering::Relaxed);
-        }
+        // A round takes a slot and a walsender more, and waits for transactions:
+        // not at every start.
+        let all_read = self.config.snapshot == SnapshotMode::Never || tables_read(&capture.compiler, &progress);
+        shared.snapshot_done.store(all_read, Ordering::Relaxed);
         let (out, batches) = mpsc::channel(HANDED);
         if resume.is_none() {
             // The log knows from its first frame on whose it is and where it begins.
