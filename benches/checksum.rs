@@ -143,7 +143,6 @@ pub(crate) fn add_batch(checksum: &mut Checksum, batch: &RecordBatch) -> Result<
 
 /// Two's complement without the bytes that say nothing.
 fn shortest(be: &[u8]) -> &[u8] {
-    let says_nothing =
-        |pair: &&[u8]| (pair[0] == 0 && pair[1] & 0x80 == 0) || (pair[0] == 0xff && pair[1] & 0x80 != 0);
+    let says_nothing = |pair: &&[u8]| (pair[0] == 0 && pair[1] & 0x80 == 0) || (pair[0] == 0xff && pair[1] & 0x80 != 0);
     &be[be.windows(2).take_while(says_nothing).count()..]
 }

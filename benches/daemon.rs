@@ -56,7 +56,12 @@ impl Daemon {
     pub(crate) fn command(&self, words: &[&str], filter: &str) -> Result<Command> {
         let binary = std::env::current_exe()?.with_file_name("highwater");
         let mut command = Command::new(binary);
-        command.arg("run").args(words).current_dir(&self.folder).env("HIGHWATER_LOG", filter).env_remove("HIGHWATER_CONFIG");
+        command
+            .arg("run")
+            .args(words)
+            .current_dir(&self.folder)
+            .env("HIGHWATER_LOG", filter)
+            .env_remove("HIGHWATER_CONFIG");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(self.folder.join("stderr"))?);
         Ok(command)
     }

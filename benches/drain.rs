@@ -82,12 +82,16 @@ impl Drains {
         let ratio = |usages: &[Usage; 3]| usages[against].wall.as_secs_f64() / usages[2].wall.as_secs_f64();
         let rounds: Vec<_> = self.rounds.iter().map(|(calm, usages)| (*calm, ratio(usages))).collect();
         let rate = |who: usize| {
-            let mut rates: Vec<f64> = self.rounds.iter().map(|(_, u)| self.rows / u[who].wall.as_secs_f64() / 1e3).collect();
+            let mut rates: Vec<f64> =
+                self.rounds.iter().map(|(_, u)| self.rows / u[who].wall.as_secs_f64() / 1e3).collect();
             crate::machine::quantile(&mut rates, 0.5)
         };
-        Figure::of(id, what, "x", (">=", target), &rounds)
-            .verified(self.verified)
-            .note(format!("{:.0} k rows/s against {:.0} k of {}", rate(2), rate(against), NAMES[against]))
+        Figure::of(id, what, "x", (">=", target), &rounds).verified(self.verified).note(format!(
+            "{:.0} k rows/s against {:.0} k of {}",
+            rate(2),
+            rate(against),
+            NAMES[against]
+        ))
     }
 
     /// The daemon's CPU for a million events.

@@ -76,7 +76,8 @@ pub(crate) fn land(bench: &mut Bench, backlog: &Workload, daemon: &Daemon) -> Re
         (ours, bare, cpu) = (ours.max(rate), bare.max(limit), usage.cpu);
         rounds.push((calm, rate / limit));
     }
-    let size: u64 = files(&lake.join("shop.public.orders"))?.iter().filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum();
+    let size: u64 =
+        files(&lake.join("shop.public.orders"))?.iter().filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum();
     Ok(Figure::of("T11", "log to Parquet in a folder, against a bare ArrowWriter", "x", (">=", 0.7), &rounds)
         .verified(verified)
         .note(format!(

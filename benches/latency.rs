@@ -63,7 +63,8 @@ pub(crate) fn latency(bench: &mut Bench) -> Result<Vec<Figure>> {
     let moved = daemon.log(|time, end| commits.push((time, end)))?;
     let truth = workload::truth(&bench.server, DATABASE)?.truth;
     bench.server.drop_slot(DATABASE, &workload::base(DATABASE))?;
-    let verified = moved == truth && truth.inserts == RATE * seconds / CLIENTS * CLIENTS && truth.rows() == truth.inserts;
+    let verified =
+        moved == truth && truth.inserts == RATE * seconds / CLIENTS * CLIENTS && truth.rows() == truth.inserts;
     // The first fifth is warm-up.
     let from = commits.first().map_or(0, |(time, _)| time + seconds as i64 * 200_000);
     let mut took = Vec::new();
@@ -79,7 +80,11 @@ pub(crate) fn latency(bench: &mut Bench) -> Result<Vec<Figure>> {
     }
     let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| quantile(&mut took, share));
     let [sync50, sync99] = [0.5, 0.99].map(|share| quantile(&mut synced, share));
-    let note = format!("{} commits, p99.9 {p999:.1} ms, {} syncs of the log; fdatasync p50 {sync50:.2} p99 {sync99:.2} ms", took.len(), durable.len());
+    let note = format!(
+        "{} commits, p99.9 {p999:.1} ms, {} syncs of the log; fdatasync p50 {sync50:.2} p99 {sync99:.2} ms",
+        took.len(),
+        durable.len()
+    );
     let figure = |id, what, value, target| {
         let rounds: Vec<_> = calms.iter().map(|calm| (*calm, value)).collect();
         let mut figure = Figure::of(id, what, "ms", ("<=", target), &rounds).verified(verified);

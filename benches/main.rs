@@ -130,13 +130,16 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
         }
     }
     if let Some((calm, idle)) = bench.idle {
-        let mut figure = Figure::of("T13", "memory of the daemon, idle", "MiB", ("<=", 64.0), &[(calm, idle)]).verified(true);
+        let mut figure =
+            Figure::of("T13", "memory of the daemon, idle", "MiB", ("<=", 64.0), &[(calm, idle)]).verified(true);
         figure.note = "one source, no sinks, 3 s after its start".into();
         figures.push(figure);
     }
     if let Some((during, peak)) = bench.peaks.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
         let calm = Calm::look(0);
-        let mut figure = Figure::of("T13b", "memory of the daemon at its highest", "MiB", ("<=", 256.0), &[(calm, *peak)]).verified(true);
+        let mut figure =
+            Figure::of("T13b", "memory of the daemon at its highest", "MiB", ("<=", 256.0), &[(calm, *peak)])
+                .verified(true);
         let each: Vec<String> = bench.peaks.iter().map(|(during, peak)| format!("{during} {peak:.0}")).collect();
         figure.note = format!("{during}; {}", each.join(", "));
         figures.push(figure);

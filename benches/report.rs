@@ -99,7 +99,10 @@ fn round(value: f64) -> f64 {
 
 /// Prints the table, and writes the report.
 pub(crate) fn publish(figures: &[Figure], file: &std::path::Path) -> Result<()> {
-    println!("{:<5} {:<58} {:>9} {:<8} {:>10} {:<7} {:>17} {:>5} {:>5}", "", "", "value", "", "target", "", "min..max", "load", "spin");
+    println!(
+        "{:<5} {:<58} {:>9} {:<8} {:>10} {:<7} {:>17} {:>5} {:>5}",
+        "", "", "value", "", "target", "", "min..max", "load", "spin"
+    );
     for figure in figures {
         let holds = match (figure.verified, figure.holds()) {
             (false, _) => "UNSURE",

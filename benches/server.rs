@@ -44,7 +44,9 @@ impl Server {
             command
         };
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        must(as_server("initdb").args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", "C", "-D"]).arg(&data))?;
+        must(
+            as_server("initdb").args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", "C", "-D"]).arg(&data),
+        )?;
         let conf = data.join("postgresql.conf");
         let settings = format!(
             "\nport = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nwal_level = logical\n\

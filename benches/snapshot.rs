@@ -40,7 +40,8 @@ pub(crate) fn snapshot(bench: &mut Bench, workload: &Workload) -> Result<Figure>
             == (truth.inserts, truth.inserts, truth.ids, truth.unordered);
         let begun = said.lines().find(|line| line.contains(" reading ")).and_then(time_of);
         // A mark stands before the rows.
-        let durable = |line: &&str| line.contains(" durable ") && field(line, "offset").is_some_and(|o| o > truth.inserts);
+        let durable =
+            |line: &&str| line.contains(" durable ") && field(line, "offset").is_some_and(|o| o > truth.inserts);
         let ended = said.lines().find(durable).and_then(time_of);
         let took = match (begun, ended) {
             (Some(begun), Some(ended)) => (ended - begun) as f64 / 1e6,

@@ -2,10 +2,10 @@
 //! run. Each workload has a database and, before its first change, a slot that
 //! nobody reads: contenders get copies of it, so all drain the same backlog.
 
+use crate::Result;
 use crate::baselines::{encoder, null_drain};
 use crate::checksum::{Checksum, op};
 use crate::server::Server;
-use crate::Result;
 
 const TABLE: &str = "
 CREATE TABLE orders (
