@@ -333,6 +333,8 @@ impl<F: Files> Writer<F> {
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);
             self.synced = self.standing.sequence;
             self.unsynced = 0;
+            // Its time stamp is the instant at which all below became durable.
+            tracing::trace!(offset = self.whole.offset, "durable");
         }
         self.shared.show(self.whole.clone());
         for waiting in self.waiting.drain(..) {

@@ -3,13 +3,18 @@
 use crate::batch::Malformed;
 
 /// Appends an int or a long: zig-zag, seven bits a byte.
-#[inline]
+#[inline(always)]
 pub fn put_long(out: &mut Vec<u8>, value: i64) {
-    let mut rest = ((value << 1) ^ (value >> 63)) as u64;
-    if rest < 0x80 {
-        out.push(rest as u8);
-        return;
+    let rest = ((value << 1) ^ (value >> 63)) as u64;
+    match rest {
+        0..0x80 => out.push(rest as u8),
+        0x80..0x4000 => out.extend_from_slice(&[rest as u8 | 0x80, (rest >> 7) as u8]),
+        _ => put_many(out, rest),
     }
+}
+
+#[inline(never)]
+fn put_many(out: &mut Vec<u8>, mut rest: u64) {
     let mut bytes = [0u8; 10];
     let mut len = 0;
     while rest >= 0x80 {

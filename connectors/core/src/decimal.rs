@@ -19,31 +19,35 @@ impl std::error::Error for OutOfRange {}
 
 /// Appends `text` (`-12.50`) as an Avro decimal of this scale. NaN, infinities,
 /// exponents and digits beyond the scale are refused; then nothing is appended.
+#[inline]
 pub fn decimal_from_text(out: &mut Vec<u8>, text: &[u8], scale: u32) -> Result<(), OutOfRange> {
     let (negative, digits) = match text.split_first() {
         Some((b'-', rest)) => (true, rest),
         Some((b'+', rest)) => (false, rest),
         _ => (false, text),
     };
-    // 18 digits and the scale's zeros fit an i64: nearly every decimal there is.
-    if digits.len() + scale as usize <= 19 {
-        let (mut value, mut after_point) = (0i64, None::<u32>);
-        for &c in digits {
-            match c {
-                b'0'..=b'9' => {
-                    value = value * 10 + i64::from(c - b'0');
-                    after_point = after_point.map(|n| n + 1);
-                }
-                b'.' if after_point.is_none() => after_point = Some(0),
-                _ => return Err(OutOfRange),
+    // 18 digits with the scale's zeros fit an i64: nearly every decimal there is.
+    if digits.len() + scale as usize <= 18 {
+        let point = digits.iter().position(|&c| c == b'.').unwrap_or(digits.len());
+        let (whole, fraction) = (&digits[..point], digits.get(point + 1..).unwrap_or_default());
+        let mut odd = digits.is_empty() || fraction.len() > scale as usize;
+        let mut value = 0i64;
+        for part in [whole, fraction] {
+            for &c in part {
+                odd |= !c.is_ascii_digit();
+                value = value.wrapping_mul(10).wrapping_add(c.wrapping_sub(b'0').into());
             }
         }
-        let have = after_point.unwrap_or(0);
-        if digits.is_empty() || have > scale {
+        if odd {
             return Err(OutOfRange);
         }
-        value *= 10i64.pow(scale - have);
-        put_be(out, &(if negative { -value } else { value }).to_be_bytes());
+        for _ in fraction.len()..scale as usize {
+            value *= 10;
+        }
+        let value = if negative { -value } else { value };
+        // Bytes that only repeat the sign are left out; one stays.
+        let spare = (value ^ (value >> 63)).leading_zeros().saturating_sub(1) / 8;
+        put_bytes(out, &value.to_be_bytes()[spare.min(7) as usize..]);
         return Ok(());
     }
     let point = digits.iter().position(|&c| c == b'.');
@@ -177,6 +181,10 @@ mod tests {
             ("-0.01", 2),
             ("12345678901234567890.12", 2),
             ("-9999999999", 0),
+            ("999999999999999999", 0),
+            ("9999999999999999999", 0),
+            ("-9999999999999999999", 0),
+            ("99999999999999999.99", 2),
             ("128", 0),
             ("-128", 0),
             ("-129", 0),

@@ -155,6 +155,14 @@ impl Connection {
         }))
     }
 
+    /// Whether a read waits a tick for something, or says at once that there is nothing.
+    pub(crate) fn set_waiting(&self, waiting: bool) -> io::Result<()> {
+        match &self.closer {
+            Socket::Tcp(socket) => socket.set_nonblocking(!waiting),
+            Socket::Unix(socket) => socket.set_nonblocking(!waiting),
+        }
+    }
+
     /// A parameter that the server reported, such as `server_version`.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.get(name).map(String::as_str)

@@ -8,6 +8,8 @@
 //!  catalog ──► shape ──► plan ──► codec: the database's values to Avro
 //! ```
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod capture;
 mod catalog;
 mod check;

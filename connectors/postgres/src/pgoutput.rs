@@ -159,23 +159,15 @@ impl<'a> Iterator for Cells<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Cell<'a>> {
-        let (&kind, rest) = self.rest.split_first()?;
-        match kind {
-            b't' => {
-                let (length, rest) = rest.split_first_chunk::<4>()?;
-                let (value, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-                self.rest = rest;
-                Some(Cell::Text(value))
-            }
-            b'u' => {
-                self.rest = rest;
-                Some(Cell::Unchanged)
-            }
-            _ => {
-                self.rest = rest;
-                Some(Cell::Null)
-            }
+        if let [b't', a, b, c, d, rest @ ..] = self.rest {
+            let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            let (value, rest) = rest.split_at_checked(length)?;
+            self.rest = rest;
+            return Some(Cell::Text(value));
         }
+        let (&kind, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(if kind == b'u' { Cell::Unchanged } else { Cell::Null })
     }
 }
 
@@ -233,16 +225,18 @@ impl<'a> Bytes<'a> {
     fn tuple(&mut self) -> Result<Tuple<'a>> {
         let count = u16::from_be_bytes(self.fixed("column count")?) as usize;
         let start = self.at;
+        let mut rest = &self.all[start..];
         for _ in 0..count {
-            match self.u8("column kind")? {
-                b'n' | b'u' => {}
-                b't' => {
-                    let length = self.u32("column length")? as usize;
-                    self.take(length, "column")?;
+            rest = match rest {
+                [b't', a, b, c, d, behind @ ..] => {
+                    let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+                    behind.get(length..).ok_or_else(|| self.bad("column"))?
                 }
+                [b'n' | b'u', behind @ ..] => behind,
                 _ => return Err(self.bad("column kind")),
-            }
+            };
         }
+        self.at = self.all.len() - rest.len();
         Ok(Tuple { count, body: &self.all[start..self.at] })
     }
 

@@ -28,6 +28,15 @@ pub(crate) struct PlanColumn {
     pub(crate) output: Option<String>,
 }
 
+/// A column of the stream.
+#[derive(Clone, Debug)]
+struct StreamColumn {
+    /// None: left out.
+    column: Option<usize>,
+    in_key: bool,
+    codec: Codec,
+}
+
 /// Compiled for one table under one schema.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -35,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) columns: Vec<PlanColumn>,
     /// The relation's columns, in the stream's order: ours, or left out.
     from_stream: Vec<Option<usize>>,
+    /// The same, with all that writing a value needs side by side.
+    stream: Vec<StreamColumn>,
     in_key: Vec<bool>,
     bitmap: usize,
 }
@@ -43,9 +54,17 @@ impl Plan {
     /// `stream` are the relation's columns by name, in its order.
     pub(crate) fn new<'a>(table: Table, columns: Vec<PlanColumn>, stream: impl IntoIterator<Item = &'a str>) -> Self {
         let place = |name: &str| table.columns.iter().position(|column| column.name == name);
-        let from_stream = stream.into_iter().map(place).collect();
+        let from_stream: Vec<_> = stream.into_iter().map(place).collect();
         let in_key = (0..table.columns.len()).map(|i| table.in_key(i)).collect();
-        Self { bitmap: table.columns.len().div_ceil(8), table, columns, from_stream, in_key }
+        let stream = from_stream
+            .iter()
+            .map(|&column| StreamColumn {
+                column,
+                in_key: column.is_some_and(|column| table.in_key(column)),
+                codec: column.map_or(Codec::Text, |column| columns[column].codec.clone()),
+            })
+            .collect();
+        Self { bitmap: table.columns.len().div_ceil(8), table, columns, from_stream, stream, in_key }
     }
 
     /// Whether a tuple of so many columns fits.
@@ -64,37 +83,62 @@ impl Plan {
         absent: &mut Vec<u8>,
     ) -> Result<bool, ValueError> {
         let mut any = false;
-        for (i, (cell, place)) in new.cells().zip(&self.from_stream).enumerate() {
-            let Some(column) = *place else { continue };
-            let cell = match cell {
-                Cell::Unchanged => old
-                    .filter(|old| old.whole || self.in_key[column])
-                    .and_then(|old| old.tuple.cells().nth(i))
-                    .unwrap_or(Cell::Unchanged),
-                cell => cell,
-            };
-            match cell {
-                Cell::Text(text) => {
-                    if !self.in_key[column] {
-                        out.push(2);
-                    }
-                    let put = self.columns[column].codec.text(text, out);
-                    put.map_err(|why| ValueError { column, why })?;
-                }
-                _ if self.in_key[column] => return Err(ValueError { column, why: "a key column was not sent" }),
-                Cell::Null => out.push(0),
-                Cell::Unchanged => {
+        for (i, (cell, stream)) in new.cells().zip(&self.stream).enumerate() {
+            let Some(column) = stream.column else { continue };
+            let text = match cell {
+                Cell::Text(text) => text,
+                Cell::Null if !stream.in_key => {
                     out.push(0);
-                    if !any {
-                        absent.clear();
-                        absent.resize(self.bitmap, 0);
-                        any = true;
-                    }
-                    absent[column / 8] |= 1 << (column % 8);
+                    continue;
                 }
+                other => match self.from_old(other, old, i, column)? {
+                    Cell::Text(text) => text,
+                    Cell::Null => {
+                        out.push(0);
+                        continue;
+                    }
+                    Cell::Unchanged => {
+                        out.push(0);
+                        if !any {
+                            absent.clear();
+                            absent.resize(self.bitmap, 0);
+                            any = true;
+                        }
+                        absent[column / 8] |= 1 << (column % 8);
+                        continue;
+                    }
+                },
+            };
+            if !stream.in_key {
+                out.push(2);
             }
+            stream.codec.text(text, out).map_err(|why| ValueError { column, why })?;
         }
         Ok(any)
+    }
+
+    /// A column that was not sent, from the old row where that has it.
+    #[cold]
+    fn from_old<'a>(
+        &self,
+        cell: Cell<'a>,
+        old: Option<OldTuple<'a>>,
+        i: usize,
+        column: usize,
+    ) -> Result<Cell<'a>, ValueError> {
+        let in_key = self.in_key[column];
+        let found = match cell {
+            Cell::Unchanged => old
+                .filter(|old| old.whole || in_key)
+                .and_then(|old| old.tuple.cells().nth(i))
+                .unwrap_or(Cell::Unchanged),
+            cell => cell,
+        };
+        match found {
+            Cell::Text(_) => Ok(found),
+            _ if in_key => Err(ValueError { column, why: "a key column was not sent" }),
+            _ => Ok(found),
+        }
     }
 
     /// Appends a row of which only the key is known; the rest is absent.

@@ -1,6 +1,6 @@
 //! A replication connection: slots, and the stream.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
@@ -22,6 +22,8 @@ const SMALL_READ: usize = 32 << 10;
 const NAP: Duration = Duration::from_micros(60);
 /// Small reads in a row, without a wait between, that mean lagging.
 const LAGGING: u32 = 4;
+/// A read that took longer has waited.
+const WAITED: Duration = Duration::from_micros(300);
 
 /// What IDENTIFY_SYSTEM tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub(crate) enum Event<'a> {
 pub(crate) struct Replication {
     connection: Connection,
     small_reads: u32,
+    /// More is on its way than was read: reads nap, and do not wait.
+    lagging: bool,
     /// Reads from the socket so far.
     pub(crate) reads: u64,
 }
@@ -68,7 +72,7 @@ pub(crate) struct Replication {
 impl Replication {
     /// Connects in replication mode.
     pub(crate) fn connect(target: &Target) -> Result<Self> {
-        Ok(Self { connection: Connection::connect(target, true)?, small_reads: 0, reads: 0 })
+        Ok(Self { connection: Connection::connect(target, true)?, small_reads: 0, lagging: false, reads: 0 })
     }
 
     /// A handle that ends it from another thread.
@@ -179,22 +183,9 @@ impl Replication {
                 }
                 Some((tag, _)) => return Err(unexpected(tag, "the stream")),
                 None => {
-                    if self.small_reads >= LAGGING {
-                        std::thread::sleep(NAP);
-                    }
-                    let asked = std::time::Instant::now();
-                    if !self.connection.fill()? {
-                        self.small_reads = 0;
+                    if !self.read()? {
                         return Ok(Event::Idle);
                     }
-                    self.reads += 1;
-                    let waited = asked.elapsed() > Duration::from_micros(300);
-                    self.small_reads = match self.connection.last_read < SMALL_READ {
-                        _ if waited => 0,
-                        true => self.small_reads.saturating_add(1),
-                        // A large read while lagging: naps go on.
-                        false => self.small_reads,
-                    };
                 }
             }
         };
@@ -212,6 +203,39 @@ impl Replication {
             }
             _ => Err(WireError::Protocol("an unknown replication message".into())),
         }
+    }
+
+    /// Whether the server is known to have more to send: what was read may wait
+    /// for it, for `poll` will not.
+    pub(crate) fn is_lagging(&self) -> bool {
+        self.lagging
+    }
+
+    /// Reads once; false if there was nothing. Behind that the stream is not lagging.
+    fn read(&mut self) -> Result<bool> {
+        if self.lagging {
+            std::thread::sleep(NAP);
+            if !self.connection.fill()? {
+                self.connection.set_waiting(true)?;
+                (self.lagging, self.small_reads) = (false, 0);
+                return Ok(false);
+            }
+            self.reads += 1;
+            return Ok(true);
+        }
+        let asked = Instant::now();
+        let found = self.connection.fill()?;
+        if !found || asked.elapsed() > WAITED {
+            self.small_reads = 0;
+        } else if self.connection.last_read < SMALL_READ {
+            self.small_reads += 1;
+        }
+        if self.small_reads >= LAGGING {
+            self.connection.set_waiting(false)?;
+            self.lagging = true;
+        }
+        self.reads += u64::from(found);
+        Ok(found)
     }
 
     /// Standby status: what came, and what is safe. The server forgets what is

@@ -20,6 +20,9 @@ use crate::target::Target;
 const STATUS: Duration = Duration::from_secs(1);
 /// An idle position is logged at most so often, unless the server asks.
 const IDLE: Duration = Duration::from_secs(1);
+/// While the stream lags, whole transactions wait so long for others to go with:
+/// each batch handed on wakes two threads and may cost a sync.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// What the stream's thread shares with its source.
 #[derive(Debug, Default)]
@@ -131,6 +134,7 @@ impl<S: Schemas> Stream<S> {
         let mut preparing: Option<mpsc::Receiver<Result<Prepared>>> = None;
         let mut prepared: Option<Prepared> = None;
         let mut idle_since = Instant::now();
+        let mut gathering: Option<Instant> = None;
         let mut asked = false;
         loop {
             if self.shared.stop.load(Ordering::Relaxed) {
@@ -198,7 +202,15 @@ impl<S: Schemas> Stream<S> {
                     self.capture.read_again(&stream);
                 }
                 let due = asked || idle_since.elapsed() >= IDLE.min(self.heartbeat);
-                if self.capture.is_waiting() || (self.capture.has_idle_position() && due) {
+                let ready = if self.capture.is_waiting() {
+                    // A lagging stream's next poll does not wait.
+                    let more = self.replication.replication.is_lagging() && !self.capture.stands_alone();
+                    !more || gathering.get_or_insert_with(Instant::now).elapsed() >= GATHER
+                } else {
+                    self.capture.has_idle_position() && due
+                };
+                if ready {
+                    gathering = None;
                     self.hand()?;
                     idle_since = Instant::now();
                 }

@@ -1,0 +1,7 @@
+//! What we compare with, each as fast as we can write it.
+
+pub(crate) mod copy;
+pub(crate) mod encoder;
+pub(crate) mod null_drain;
+pub(crate) mod parquet;
+pub(crate) mod wire;
