@@ -9,7 +9,11 @@ mod commands;
 mod conformance;
 mod failover;
 mod kills;
+<<<<<<< HEAD
 mod outages;
+=======
+mod registry;
+>>>>>>> registry
 mod s3;
 mod spine;
 mod tls;

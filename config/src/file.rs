@@ -13,6 +13,7 @@ use crate::fault::{Fault, Faults, nearest};
 use crate::object_store::ObjectStore;
 use crate::pattern::Patterns;
 use crate::postgres::Postgres;
+use crate::registry::Registry;
 use crate::section::{Faulty, Section};
 
 /// A configuration without faults.
@@ -28,6 +29,8 @@ pub struct Config {
     pub sinks: BTreeMap<String, Sink>,
     /// Of every source's log.
     pub log: Log,
+    /// Served or elsewhere; None: ours, for ourselves.
+    pub registry: Option<Registry>,
 }
 
 /// A source.
@@ -119,10 +122,9 @@ impl Config {
             }
             section.finish();
         }
-        for later in ["registry", "http"] {
-            if root.take(later).is_some() {
-                root.fault(later, "is not in this version", Some("leave the section out"));
-            }
+        let registry = root.section("registry").and_then(Registry::read);
+        if root.take("http").is_some() {
+            root.fault("http", "is not in this version", Some("leave the section out"));
         }
         let mut sources = BTreeMap::new();
         for (name, value) in root.named("sources") {
@@ -168,11 +170,12 @@ impl Config {
             let store = ObjectStore::read(section);
             sinks.insert(name, Sink { from, tables, narrowed, store });
         }
-        if sources.is_empty() && root.faulty.faults.is_empty() {
+        let is_registry = matches!(registry, Some(Registry::Served(_)));
+        if sources.is_empty() && !is_registry && root.faulty.faults.is_empty() {
             root.fault("sources", "there is none", Some("`highwater init` shows one"));
         }
         root.finish();
-        Self { file: file.into(), data_dir, sources, sinks, log }
+        Self { file: file.into(), data_dir, sources, sinks, log, registry }
     }
 }
 

@@ -6,6 +6,7 @@ mod file;
 mod object_store;
 mod pattern;
 mod postgres;
+mod registry;
 mod section;
 mod units;
 
@@ -14,6 +15,7 @@ pub use file::{Config, Log, Sink, Source};
 pub use object_store::ObjectStore;
 pub use pattern::Patterns;
 pub use postgres::{Postgres, PostgresTls, SnapshotMode, TableOptions};
+pub use registry::{ExternalRegistry, Registry, RegistryRole, RegistryTls, RegistryToken, RegistryUser, ServedRegistry};
 pub use section::Secret;
 
 /// What `highwater init` writes.

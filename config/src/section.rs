@@ -104,6 +104,12 @@ impl<'a> Section<'a> {
         self.faulty.add(&key, what, suggestion.map(str::to_owned));
     }
 
+    /// Whether something is wrong in it by now.
+    pub(crate) fn has_fault(&self) -> bool {
+        let inside = format!("{}.", self.path);
+        self.faulty.faults.iter().any(|(_, fault)| fault.key.starts_with(&inside))
+    }
+
     pub(crate) fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.push(name);
         self.values.remove(name)
@@ -142,20 +148,17 @@ impl<'a> Section<'a> {
     pub(crate) fn number(&mut self, name: &'static str, default: u64) -> u64 {
         match self.take(name) {
             None => default,
-            Some(Value::Num(_, number)) if number.to_u128().is_some() => {
-                u64::try_from(number.to_u128().unwrap_or_default()).unwrap_or(u64::MAX)
-            }
-            Some(_) => {
+            Some(value) => whole(&value).unwrap_or_else(|| {
                 self.fault(name, "must be a whole number, 0 or more", None);
                 default
-            }
+            }),
         }
     }
 
     pub(crate) fn bytes(&mut self, name: &'static str) -> Option<u64> {
         let parsed = match self.take(name)? {
-            Value::Num(_, number) => number.to_u128().and_then(|n| u64::try_from(n).ok()),
             Value::String(_, text) => units::bytes(&text),
+            value @ Value::Num(..) => whole(&value),
             _ => None,
         };
         if parsed.is_none() {
@@ -254,6 +257,16 @@ impl<'a> Section<'a> {
             let path = self.key(&key);
             self.faulty.add(&path, "is not a setting", meant);
         }
+    }
+}
+
+/// TOML's integers have a sign, which plain `to_u128` does not take.
+fn whole(value: &Value) -> Option<u64> {
+    let Value::Num(_, number) = value else { return None };
+    match (number.to_u128(), number.to_i128()) {
+        (Some(number), _) => u64::try_from(number).ok(),
+        (None, Some(number)) => u64::try_from(number).ok(),
+        (None, None) => None,
     }
 }
 

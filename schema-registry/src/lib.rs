@@ -1,21 +1,35 @@
-//! The schema registry's core: schemas, subjects, versions and ids, durable on
-//! a log of their own.
+//! The schema registry: schemas, subjects, versions and ids, durable on a log
+//! of their own, behind Confluent's REST API.
 //!
 //! ```text
-//!  schema    a parsed Avro schema: its text, canonical form, fingerprint
-//!  registry  subjects → versions → ids; pure, in memory
-//!  store     the registry on a storage::Log: an answer leaves once it is durable
+//!  avro            a parsed schema, and its one text
+//!  compatibility   whether a schema may follow others, and all that forbids it
+//!  registry        subjects → versions → ids, settings; pure, in memory
+//!  store           the registry on a storage::Log: an answer leaves once it is durable
+//!  server          Confluent's REST face of a store
+//!  client          the same face of a registry elsewhere
 //! ```
-//!
-//! Compatibility levels and the gate stand between `registry` and `store`,
-//! Confluent's REST face above `store`; both are to come.
 
+mod avro;
+mod change;
+mod client;
+mod compatibility;
+mod content;
 mod error;
+mod registrar;
 mod registry;
-mod schema;
+mod server;
 mod store;
+mod subject;
+mod transfer;
 
-pub use error::{Error, Result};
-pub use registry::{Registered, Registry, SchemaId, Version};
-pub use schema::AvroSchema;
-pub use store::Store;
+pub use client::{Client, Elsewhere};
+pub use compatibility::{Level, Violation, ViolationKind};
+pub use content::{Content, Guid, NewSchema, Reference, SchemaType};
+pub use error::{Code, Error, Refusal, Result};
+pub use registrar::Registrar;
+pub use registry::{Config, Found, Mode, Registered, Registry, SchemaId, Shown, Version, Which};
+pub use server::{Role, Serve, Server, TlsFiles, Token, User, hash_password};
+pub use store::{Limits, Store};
+pub use subject::{Prefix, Subject};
+pub use transfer::{Entry, Imported, SchemaEntry};

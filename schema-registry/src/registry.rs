@@ -1,131 +1,380 @@
-//! Subjects, versions and ids, in memory and pure: a change is worked out
-//! first, made durable by the store, then applied.
+//! Subjects, versions, ids and settings, in memory and pure: what a request
+//! changes is worked out first, made durable by the store, then applied.
+
+mod delete;
+mod register;
+mod settings;
+
+pub use register::Registered;
+pub(crate) use register::{Demand, Source};
+pub use settings::{Config, Mode};
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use crate::change::Change;
+use crate::content::{Content, Guid};
+use crate::error::{Code, Refusal};
+use crate::subject::{Prefix, Subject, split};
 
-use crate::error::{Error, Result};
-use crate::schema::AvroSchema;
-
-/// An id of a schema over all subjects; from 1, dense, never reused.
+/// An id of a schema over all subjects of a context; from 1, never given again.
 pub type SchemaId = u32;
 
 /// A version of a subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// From 1, never reused in its subject.
+    /// From 1.
     pub version: u32,
     /// Its schema.
     pub id: SchemaId,
+    /// Softly: it can still be asked for.
+    pub deleted: bool,
 }
 
-/// What a registration came to.
+/// Which of a subject's versions is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Registered {
-    /// The schema's id.
-    pub id: SchemaId,
-    /// Its version in the subject.
-    pub version: u32,
+pub enum Which {
+    /// This one.
+    Number(u32),
+    /// The last.
+    Latest,
 }
 
-/// Something to be made durable: a key and its value as JSON.
-pub(crate) type Entry = (String, Vec<u8>);
+/// Which versions are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shown {
+    /// Those that are not deleted.
+    #[default]
+    Live,
+    /// All but those that are gone for good.
+    All,
+    /// Only softly deleted ones.
+    Deleted,
+}
+
+/// A version with its content.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its subject.
+    pub subject: Subject,
+    /// Number and id.
+    pub version: Version,
+    /// What the id stands for.
+    pub content: Arc<Content>,
+}
 
 /// The registry's content.
 #[derive(Debug, Default)]
 pub struct Registry {
-    schemas: BTreeMap<SchemaId, Arc<str>>,
-    ids: HashMap<Arc<str>, SchemaId>,
-    subjects: BTreeMap<String, Vec<Version>>,
+    contexts: BTreeMap<Arc<str>, Context>,
+    subjects: BTreeMap<Arc<str>, Versions>,
+    configs: BTreeMap<Arc<str>, Arc<Config>>,
+    modes: BTreeMap<Arc<str>, Mode>,
+    /// Schemas that refer to a version.
+    referrers: HashMap<(Arc<str>, u32), Vec<(Arc<str>, SchemaId)>>,
+    /// Counts changes of versions; each subject remembers its last.
+    changes: u64,
+    /// Counts changes of settings.
+    settings_changes: u64,
+    /// Versions of all subjects, deleted ones too.
+    count: usize,
 }
 
-const SCHEMA: &str = "id/";
-const SUBJECT: &str = "subject/";
+#[derive(Debug, Default)]
+struct Context {
+    schemas: HashMap<SchemaId, Held>,
+    ids: HashMap<Guid, SchemaId>,
+    last_id: SchemaId,
+    listed: bool,
+}
+
+#[derive(Debug)]
+struct Held {
+    content: Arc<Content>,
+    /// Where it is a version, in order.
+    uses: Vec<(Arc<str>, u32)>,
+}
+
+#[derive(Debug, Default)]
+struct Versions {
+    /// In order.
+    all: Vec<Version>,
+    /// The change by which it is as it is.
+    changed: u64,
+}
+
+impl Shown {
+    fn shows(self, version: &Version) -> bool {
+        match self {
+            Shown::Live => !version.deleted,
+            Shown::All => true,
+            Shown::Deleted => version.deleted,
+        }
+    }
+
+    /// `deleted=true`.
+    pub fn with_deleted(deleted: bool) -> Self {
+        if deleted { Shown::All } else { Shown::Live }
+    }
+}
 
 impl Registry {
-    /// What registering would do: the answer, and what must be durable first.
-    /// The same schema again gives the same id and version, and nothing to write.
-    pub(crate) fn plan(&self, subject: &str, schema: &AvroSchema) -> Result<(Registered, Vec<Entry>)> {
-        let versions = self.subjects.get(subject).map(Vec::as_slice).unwrap_or_default();
-        let known = self.ids.get(schema.text()).copied();
-        if let Some(found) = versions.iter().find(|v| Some(v.id) == known) {
-            return Ok((Registered { id: found.id, version: found.version }, Vec::new()));
-        }
-        let mut entries = Vec::with_capacity(2);
-        let id = match known {
-            Some(id) => id,
-            None => {
-                let last = self.schemas.last_key_value().map_or(0, |(id, _)| *id);
-                let id = last.checked_add(1).filter(|id| i32::try_from(*id).is_ok()).ok_or(Error::IdsUsedUp)?;
-                entries.push((format!("{SCHEMA}{id:010}"), json(schema.text())));
-                id
+    /// Applies what is durable; also how a log is read back. Applying twice does no harm.
+    pub(crate) fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Schema { context, id, content } => {
+                let references = self.reference_keys(context, content);
+                let of = self.contexts.entry(context.clone()).or_default();
+                of.listed = true;
+                of.last_id = of.last_id.max(*id);
+                if of.schemas.contains_key(id) {
+                    return;
+                }
+                of.ids.entry(content.guid()).or_insert(*id);
+                of.schemas.insert(*id, Held { content: content.clone(), uses: Vec::new() });
+                for key in references {
+                    self.referrers.entry(key).or_default().push((context.clone(), *id));
+                }
             }
-        };
-        let version = versions.last().map_or(1, |v| v.version + 1);
-        entries.push((format!("{SUBJECT}{version:010}/{subject}"), json(&Version { version, id })));
-        Ok((Registered { id, version }, entries))
-    }
-
-    /// Applies what is durable; also how a log's state is read back.
-    pub(crate) fn apply(&mut self, key: &str, value: &[u8]) -> Result<()> {
-        let broken = |source| Error::Entry { key: key.into(), source };
-        if let Some(id) = key.strip_prefix(SCHEMA).and_then(|id| id.parse().ok()) {
-            let text: Arc<str> = serde_json::from_slice::<String>(value).map_err(broken)?.into();
-            self.schemas.insert(id, text.clone());
-            self.ids.insert(text, id);
-        } else if let Some((_, subject)) = key.strip_prefix(SUBJECT).and_then(|rest| rest.split_once('/')) {
-            let version: Version = serde_json::from_slice(value).map_err(broken)?;
-            let versions = self.subjects.entry(subject.into()).or_default();
-            versions.push(version);
-            versions.sort_by_key(|v| v.version);
+            Change::Version { subject, version, id, deleted } => {
+                let name = match self.subjects.get_key_value(subject) {
+                    Some((name, _)) => name.clone(),
+                    None => subject.clone(),
+                };
+                let new = Version { version: *version, id: *id, deleted: *deleted };
+                let versions = self.subjects.entry(name.clone()).or_default();
+                self.changes += 1;
+                versions.changed = self.changes;
+                match versions.all.binary_search_by_key(version, |v| v.version) {
+                    Ok(place) => versions.all[place] = new,
+                    Err(place) => {
+                        versions.all.insert(place, new);
+                        self.count += 1;
+                    }
+                }
+                let context = self.contexts.entry(split(subject).0.into()).or_default();
+                context.listed = true;
+                if let Some(held) = context.schemas.get_mut(id) {
+                    let place = held.uses.binary_search_by(|(s, v)| (&**s, *v).cmp(&(&**subject, *version)));
+                    if let Err(place) = place {
+                        held.uses.insert(place, (name, *version));
+                    }
+                }
+            }
+            Change::Gone { subject, version } => self.forget(subject, *version),
+            Change::Config { scope, config } => {
+                self.settings_changes += 1;
+                match config {
+                    Some(config) => self.configs.insert(scope.clone(), config.clone()),
+                    None => self.configs.remove(scope),
+                };
+            }
+            Change::Mode { scope, mode } => {
+                self.settings_changes += 1;
+                match mode {
+                    Some(mode) => self.modes.insert(scope.clone(), *mode),
+                    None => self.modes.remove(scope),
+                };
+            }
+            Change::LastId { context, id } => {
+                let of = self.contexts.entry(context.clone()).or_default();
+                of.listed = true;
+                of.last_id = of.last_id.max(*id);
+            }
+            Change::Unlisted { context } => {
+                if let Some(of) = self.contexts.get_mut(context) {
+                    of.listed = false;
+                }
+            }
         }
-        Ok(())
     }
 
-    /// A schema's text.
-    pub fn schema(&self, id: SchemaId) -> Option<&Arc<str>> {
-        self.schemas.get(&id)
+    fn forget(&mut self, subject: &Arc<str>, version: u32) {
+        let Some(versions) = self.subjects.get_mut(subject) else { return };
+        self.changes += 1;
+        versions.changed = self.changes;
+        let Ok(place) = versions.all.binary_search_by_key(&version, |v| v.version) else { return };
+        let gone = versions.all.remove(place);
+        self.count -= 1;
+        if versions.all.is_empty() {
+            self.subjects.remove(subject);
+        }
+        let context: Arc<str> = split(subject).0.into();
+        let Some(of) = self.contexts.get_mut(&context) else { return };
+        let Some(held) = of.schemas.get_mut(&gone.id) else { return };
+        held.uses.retain(|(s, v)| (&**s, *v) != (&**subject, version));
+        if !held.uses.is_empty() {
+            return;
+        }
+        // The id means nothing any more, and will not mean anything again.
+        let Some(held) = of.schemas.remove(&gone.id) else { return };
+        let guid = held.content.guid();
+        if of.ids.get(&guid) == Some(&gone.id) {
+            of.ids.remove(&guid);
+        }
+        for key in self.reference_keys(&context, &held.content) {
+            if let Some(referrers) = self.referrers.get_mut(&key) {
+                referrers.retain(|(c, id)| (&**c, *id) != (&*context, gone.id));
+                if referrers.is_empty() {
+                    self.referrers.remove(&key);
+                }
+            }
+        }
     }
 
-    /// A subject's versions, oldest first.
-    pub fn versions(&self, subject: &str) -> &[Version] {
-        self.subjects.get(subject).map(Vec::as_slice).unwrap_or_default()
+    fn reference_keys(&self, context: &str, content: &Content) -> Vec<(Arc<str>, u32)> {
+        let owner = Subject::of(context, "");
+        let key = |reference: &crate::content::Reference| {
+            let subject = owner.beside(&reference.subject).ok()?;
+            Some((subject.shared(), u32::try_from(reference.version).ok()?))
+        };
+        let mut keys: Vec<_> = content.references.iter().filter_map(key).collect();
+        keys.sort();
+        keys.dedup();
+        keys
     }
 
-    /// All subjects.
-    pub fn subjects(&self) -> impl Iterator<Item = &str> {
-        self.subjects.keys().map(String::as_str)
+    /// Everything, as changes to an empty registry.
+    pub(crate) fn dump(&self) -> Vec<Change> {
+        let mut all = Vec::new();
+        for (context, of) in &self.contexts {
+            let mut ids: Vec<_> = of.schemas.iter().collect();
+            ids.sort_by_key(|(id, _)| **id);
+            for (id, held) in ids {
+                all.push(Change::Schema { context: context.clone(), id: *id, content: held.content.clone() });
+            }
+            all.push(Change::LastId { context: context.clone(), id: of.last_id });
+        }
+        for (subject, versions) in &self.subjects {
+            for &Version { version, id, deleted } in &versions.all {
+                all.push(Change::Version { subject: subject.clone(), version, id, deleted });
+            }
+        }
+        all.extend(self.configs.iter().map(|(s, c)| Change::Config { scope: s.clone(), config: Some(c.clone()) }));
+        all.extend(self.modes.iter().map(|(s, m)| Change::Mode { scope: s.clone(), mode: Some(*m) }));
+        let unlisted = self.contexts.iter().filter(|(_, of)| !of.listed);
+        all.extend(unlisted.map(|(context, _)| Change::Unlisted { context: context.clone() }));
+        all
+    }
+
+    /// What an id stands for in a context.
+    pub fn schema(&self, context: &str, id: SchemaId) -> Option<&Arc<Content>> {
+        Some(&self.contexts.get(context)?.schemas.get(&id)?.content)
+    }
+
+    /// By what makes it itself: context and id, of every context that has it.
+    pub fn by_guid(&self, guid: &str) -> Vec<(&str, SchemaId)> {
+        let Some(guid) = Guid::parse(guid) else { return Vec::new() };
+        self.contexts.iter().filter_map(|(name, context)| Some((&**name, *context.ids.get(&guid)?))).collect()
+    }
+
+    /// The greatest id that was given in a context.
+    pub fn last_id(&self, context: &str) -> SchemaId {
+        self.contexts.get(context).map_or(0, |of| of.last_id)
+    }
+
+    /// Contexts, the default one first.
+    pub fn contexts(&self) -> Vec<&str> {
+        let listed = self.contexts.iter().filter(|(name, of)| of.listed && &***name != ".");
+        std::iter::once(".").chain(listed.map(|(name, _)| &**name)).collect()
+    }
+
+    /// Where an id is a version.
+    pub fn uses(&self, context: &str, id: SchemaId, shown: Shown) -> Option<Vec<(&str, u32)>> {
+        let held = self.contexts.get(context)?.schemas.get(&id)?;
+        let shows = |subject: &str, version: u32| self.number(subject, version).is_some_and(|v| shown.shows(&v));
+        let uses = held.uses.iter().filter(|(subject, version)| shows(subject, *version));
+        Some(uses.map(|(subject, version)| (&**subject, *version)).collect())
+    }
+
+    fn number(&self, subject: &str, version: u32) -> Option<Version> {
+        let all = self.all(subject);
+        all.binary_search_by_key(&version, |v| v.version).ok().map(|place| all[place])
+    }
+
+    fn all(&self, subject: &str) -> &[Version] {
+        self.subjects.get(subject).map_or(&[], |versions| &versions.all)
+    }
+
+    /// Subjects that begin so, sorted. Deleted: those of which all is.
+    pub fn subjects(&self, prefix: &Prefix, shown: Shown) -> Vec<&str> {
+        let shows = |versions: &Versions| match shown {
+            Shown::Deleted => versions.all.iter().all(|version| version.deleted),
+            shown => versions.all.iter().any(|version| shown.shows(version)),
+        };
+        let matching = self.subjects.iter().filter(|(name, versions)| prefix.matches(name) && shows(versions));
+        matching.map(|(name, _)| &**name).collect()
+    }
+
+    /// A subject's versions, oldest first; refused if it has none of that kind.
+    pub fn versions(&self, subject: &Subject, shown: Shown) -> Result<Vec<Version>, Refusal> {
+        let all: Vec<Version> = self.all(subject.as_str()).iter().filter(|v| shown.shows(v)).copied().collect();
+        if all.is_empty() { Err(not_found(subject)) } else { Ok(all) }
+    }
+
+    /// One version.
+    pub fn version(&self, subject: &Subject, which: Which, shown: Shown) -> Result<Found, Refusal> {
+        let versions = self.versions(subject, shown)?;
+        let found = match which {
+            Which::Latest => versions.last(),
+            Which::Number(number) => versions.iter().find(|v| v.version == number),
+        };
+        let found = found.copied().ok_or_else(|| version_not_found(which))?;
+        self.found(subject, found).ok_or_else(|| version_not_found(which))
+    }
+
+    fn found(&self, subject: &Subject, version: Version) -> Option<Found> {
+        let content = self.schema(subject.context(), version.id)?.clone();
+        Some(Found { subject: subject.clone(), version, content })
+    }
+
+    /// All versions of subjects that begin so, by subject and version.
+    pub fn everything(&self, prefix: &Prefix, shown: Shown, latest_only: bool) -> Vec<Found> {
+        let mut all = Vec::new();
+        for (name, versions) in self.subjects.iter().filter(|(name, _)| prefix.matches(name)) {
+            let Ok(subject) = Subject::parse(name) else { continue };
+            let mut of: Vec<Found> = versions
+                .all
+                .iter()
+                .filter(|version| shown.shows(version))
+                .filter_map(|version| self.found(&subject, *version))
+                .collect();
+            if latest_only {
+                of.drain(..of.len().saturating_sub(1));
+            }
+            all.append(&mut of);
+        }
+        all
+    }
+
+    /// Ids of schemas that refer to a version.
+    pub fn referenced_by(&self, found: &Found, shown: Shown) -> Vec<SchemaId> {
+        let key = (found.subject.shared(), found.version.version);
+        let referrers = self.referrers.get(&key).map_or(&[][..], |all| all);
+        let is_used = |context: &str, id| self.uses(context, id, shown).is_some_and(|uses| !uses.is_empty());
+        let mut ids: Vec<_> = referrers.iter().filter(|(c, id)| is_used(c, *id)).map(|(_, id)| *id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Versions of all subjects, deleted ones too.
+    pub fn count(&self) -> usize {
+        self.count
     }
 }
 
-fn json(value: &(impl Serialize + ?Sized)) -> Vec<u8> {
-    serde_json::to_vec(value).expect("text and numbers serialise")
+pub(crate) fn not_found(subject: &Subject) -> Refusal {
+    Refusal::new(Code::SubjectNotFound, format!("Subject '{subject}' not found."))
+}
+
+pub(crate) fn version_not_found(which: Which) -> Refusal {
+    let shown = match which {
+        Which::Number(number) => number.to_string(),
+        Which::Latest => "latest".into(),
+    };
+    Refusal::new(Code::VersionNotFound, format!("Version {shown} not found."))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn register(registry: &mut Registry, subject: &str, text: &str) -> (u32, u32) {
-        let schema = AvroSchema::parse(subject, text).unwrap();
-        let (registered, entries) = registry.plan(subject, &schema).unwrap();
-        for (key, value) in entries {
-            registry.apply(&key, &value).unwrap();
-        }
-        (registered.id, registered.version)
-    }
-
-    #[test]
-    fn a_schema_has_one_id_over_all_subjects_and_a_version_in_each() {
-        let mut registry = Registry::default();
-        assert_eq!(register(&mut registry, "a", "\"int\""), (1, 1));
-        assert_eq!(register(&mut registry, "a", "\"int\""), (1, 1));
-        assert_eq!(register(&mut registry, "a", "\"long\""), (2, 2));
-        assert_eq!(register(&mut registry, "b/with/slashes", "\"long\""), (2, 1));
-        assert_eq!(register(&mut registry, "a", "\"int\""), (1, 1));
-        assert_eq!(registry.versions("a").len(), 2);
-        assert_eq!(registry.subjects().collect::<Vec<_>>(), ["a", "b/with/slashes"]);
-    }
-}
+mod tests;

@@ -69,3 +69,63 @@ fn a_server_elsewhere_is_reached_over_verified_tls() {
     assert!(!format!("{near:?}").contains("p@ss"));
     assert_eq!(source("postgres://u@localhost/shop?host=/run/postgresql").host, "/run/postgresql");
 }
+
+#[test]
+fn a_registry_alone_is_a_configuration_and_opens_to_others_only_with_tls_and_users() {
+    let config = load("[registry]\nbind = \"localhost:8081\"\n").unwrap();
+    let Some(crate::Registry::Served(served)) = config.registry else { panic!("it is served") };
+    assert_eq!((served.bind.to_string().as_str(), served.max_body), ("127.0.0.1:8081", 1 << 20));
+    let limited = "[registry]\nbind = \"127.0.0.1:1\"\nmax_connections = 64\nmax_body = 4096\n";
+    let Some(crate::Registry::Served(served)) = load(limited).unwrap().registry else { panic!("it is served") };
+    assert_eq!((served.max_connections, served.max_body), (64, 4096));
+    let faults = load("[registry]\nbind = \"0.0.0.0:8081\"\n").unwrap_err();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    assert!(faults[0].starts_with("highwater.toml:2: registry.bind: is not this machine alone: it needs TLS"));
+    assert!(faults[1].contains("it needs users or tokens"));
+    let whole = "[registry]\nbind = \"0.0.0.0:8081\"\ntls = { cert = \"c.pem\", key = \"k.pem\" }\n\
+         [registry.users.ann]\npassword = \"$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaA\"\nrole = \"admin\"\n";
+    let Some(crate::Registry::Served(served)) = load(whole).unwrap().registry else { panic!("it is served") };
+    assert_eq!(served.users["ann"].role, crate::RegistryRole::Admin);
+    assert!(served.tls.unwrap().cert.is_absolute());
+    assert!(!format!("{:?}", served.users).contains("argon2id"));
+}
+
+#[test]
+fn faults_of_the_registry_are_told_with_suggestions() {
+    let faults = load(
+        "[registry]\n\
+         bind = \"8081\"\n\
+         max_bodi = \"2MiB\"\n\
+         [registry.users.ann]\n\
+         password = \"sesame\"\n\
+         rolle = \"admin\"\n\
+         [registry.users.bob]\n\
+         role = \"adm\"\n\
+         [registry.tokens.ci]\n\
+         token = \"0123456789abcdef\"\n",
+    )
+    .unwrap_err();
+    for expected in [
+        "highwater.toml:2: registry.bind: \"8081\" is no address with a port (write it like \"127.0.0.1:8081\")",
+        "highwater.toml:3: registry.max_bodi: is not a setting (did you mean `max_body`?)",
+        "highwater.toml:5: registry.users.ann.password: is no argon2 hash: $argon2id$v=19$… \
+         (`highwater schemas password` makes the hash of one)",
+        "highwater.toml:6: registry.users.ann.rolle: is not a setting (did you mean `role`?)",
+        "highwater.toml:7: registry.users.bob.password: is missing",
+        "highwater.toml:10: registry.tokens.ci.token: may not stand in the file in the clear for a server elsewhere \
+         (write { env = \"NAME\" } or { file = \"PATH\" })",
+    ] {
+        assert!(faults.contains(&expected.to_owned()), "{expected}\nis not in\n{}", faults.join("\n"));
+    }
+    assert!(!faults.join("\n").contains("sesame"));
+    let faults = load("[registry]\nbind = \"127.0.0.1:1\"\nurl = \"http://x\"\n").unwrap_err();
+    assert!(faults[0].contains("registry.url: stands beside `bind`"), "{faults:?}");
+    let elsewhere = |more: &str| {
+        let source = "[sources.shop]\ntype = \"postgres\"\nurl = \"postgres://u@localhost/shop\"\n";
+        load(&format!("{source}[registry]\n{more}"))
+    };
+    let faults = elsewhere("url = \"http://registry.example\"\nuser = \"a\"\npassword = { env = \"PATH\" }\n").unwrap_err();
+    assert!(faults[0].contains("would send the password in the clear"), "{faults:?}");
+    let config = elsewhere("url = \"https://registry.example/base\"\ntoken = { env = \"PATH\" }\n").unwrap();
+    assert!(matches!(config.registry, Some(crate::Registry::External(_))));
+}

@@ -52,6 +52,11 @@ pub(crate) enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Looks into the registry, and moves it
+    Schemas {
+        #[command(subcommand)]
+        command: Schemas,
+    },
     /// Looks into the logs
     Log {
         #[command(subcommand)]
@@ -97,6 +102,58 @@ pub(crate) enum Log {
         /// Only this source's
         source: Option<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schemas {
+    /// Subjects, with their versions and levels
+    List {
+        /// Softly deleted ones too
+        #[arg(long)]
+        deleted: bool,
+    },
+    /// A subject's schema
+    Show {
+        /// The subject
+        subject: String,
+        /// Which version [default: the last]
+        #[arg(long)]
+        version: Option<u32>,
+    },
+    /// Everything, as lines of JSON
+    Export {
+        /// Where to [default: stdout]
+        file: Option<PathBuf>,
+    },
+    /// Takes schemas in, with their ids and versions as they are
+    Import {
+        /// A file of `export` or of `GET /schemas`, or the http(s) url of a registry
+        from: String,
+        /// Another registry to take them in [default: the one of this configuration]
+        #[arg(long)]
+        to: Option<String>,
+        #[command(flatten)]
+        login: Login,
+    },
+    /// Reads a password from stdin and prints its hash, for `[registry.users]`
+    Password,
+}
+
+/// For the registry of the url.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Login {
+    /// Name, for a password
+    #[arg(long, requires = "password_file")]
+    pub(crate) user: Option<String>,
+    /// File with the password
+    #[arg(long, requires = "user")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// File with a token
+    #[arg(long, conflicts_with = "user")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// File of certificates that sign the registry's
+    #[arg(long)]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 impl Args {

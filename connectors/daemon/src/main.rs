@@ -9,8 +9,10 @@ mod layout;
 mod log;
 mod out;
 mod progress;
+mod registry;
 mod repair;
 mod run;
+mod schemas;
 mod sinks;
 mod snapshot;
 mod status;
@@ -47,6 +49,9 @@ async fn command(args: Args) -> Exit {
     if let Command::Init { url } = &args.command {
         return init::run(&args, url.as_deref()).await;
     }
+    if let Command::Schemas { command: args::Schemas::Password } = &args.command {
+        return schemas::password();
+    }
     let config = match config::Config::load(&args.config_file()) {
         Ok(config) => config,
         Err(faults) => return exit::faults(&faults),
@@ -59,6 +64,7 @@ async fn command(args: Args) -> Exit {
         Command::Snapshot { source, tables } => snapshot::run(&config, source, tables, args.json).await,
         Command::Repair { source, yes } => repair::run(&config, source, *yes, args.json).await,
         Command::Log { command } => log::run(&config, command, args.json),
+        Command::Schemas { command } => schemas::run(&config, command, args.json).await,
         Command::Init { .. } => Exit::Done,
     }
 }

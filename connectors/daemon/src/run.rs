@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, failure, log_error};
+use crate::registry::Registry;
 use crate::status::Live;
 use crate::{control, layout, progress, sinks, snapshot, status};
 
@@ -83,16 +84,13 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
         tracing::info!(source = name, log = %log.id(), epoch = log.epoch().0, offset = log.high_water().0, cut_bytes = recovered.cut_bytes, "log open");
         logs.push((name.clone(), log));
     }
-    let folder = layout::registry(&config);
-    let registry = schema_registry::Store::open(&folder)
-        .map_err(|error| Error::halt(format!("could not open the registry in {}", folder.display())).because(error))?;
-    let registry = Arc::new(registry);
+    let registry = Registry::open(&config).await?;
 
     let mut pipelines = JoinSet::new();
     let mut lives = Vec::new();
     for (name, log) in &logs {
         let Source::Postgres(source_config) = &config.sources[name];
-        let schemas = Arc::new(SchemaBook::open(log.clone(), registry.clone(), Handle::current())?);
+        let schemas = Arc::new(SchemaBook::open(log.clone(), registry.registrar.clone(), Handle::current())?);
         let source = PostgresSource::new(name, Arc::new((**source_config).clone()), schemas)?;
         let mut deliveries = Vec::new();
         let mut live = Live {
@@ -139,6 +137,9 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     });
 
     let mut ended = Ended::default();
+    // Without sources, this is a registry until it is stopped.
+    let alone = pipelines.is_empty() && !until_caught_up;
+    let (registry, served) = registry.serve(&stop);
     while let Some(pipeline) = pipelines.join_next().await {
         match pipeline {
             Ok(pipeline) => {
@@ -154,13 +155,21 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             }
         }
     }
+    if !alone {
+        stop.cancel();
+    }
+    if let Ok(Some(error)) = served.await {
+        ended.failures.push(("the registry".into(), error));
+    }
     stop.cancel();
     serving.cancel();
     let _ = server.await;
     for (_, log) in &logs {
         log.close().await;
     }
-    registry.close().await;
+    if let Some(registry) = registry {
+        registry.close().await;
+    }
     Ok(ended)
 }
 

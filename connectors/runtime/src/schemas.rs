@@ -1,9 +1,10 @@
 //! Numbers shapes for a log, and has the registry know them first.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use connector::{Error, Resolved, Result, SchemaNumber, Schemas, Shape, Shapes, Table, key_schema, value_schema};
+use schema_registry::Registrar;
 use storage::{EventLog, Log, StateChange};
 use tokio::runtime::Handle;
 
@@ -12,7 +13,7 @@ use tokio::runtime::Handle;
 #[derive(Debug)]
 pub struct SchemaBook {
     log: Log,
-    registry: Arc<schema_registry::Store>,
+    registry: Registrar,
     runtime: Handle,
     known: Mutex<Known>,
 }
@@ -27,7 +28,7 @@ struct Known {
 impl SchemaBook {
     /// Reads what the log's state holds. `runtime` drives the registry's
     /// answers; `resolve` must not be called on one of its threads.
-    pub fn open(log: Log, registry: Arc<schema_registry::Store>, runtime: Handle) -> Result<Self> {
+    pub fn open(log: Log, registry: Registrar, runtime: Handle) -> Result<Self> {
         let shapes = shapes_of(&log)?;
         let mut known = Known::default();
         for shape in shapes.iter() {
@@ -37,13 +38,14 @@ impl SchemaBook {
         Ok(Self { log, registry, runtime, known: Mutex::new(known) })
     }
 
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn register(&self, table: &Table) -> Result<(Option<u32>, u32)> {
         let stream = table.stream();
         let register = async |subject: String, text: String| {
-            let failed = |error: schema_registry::Error| {
-                Error::halt(format!("could not register the schema of {stream}")).because(error)
-            };
-            self.registry.register(&subject, &text).await.map(|registered| registered.id).map_err(failed)
+            self.registry.register(&subject, &text).await.map_err(|error| failed(&stream, error))
         };
         self.runtime.block_on(async {
             let key = match key_schema(table) {
@@ -65,15 +67,19 @@ impl Schemas for SchemaBook {
 
     fn resolve(&self, table: &Table) -> Result<Resolved> {
         let fingerprint = fingerprint(table);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let shape = match known.by_table.get(&fingerprint) {
-            Some(shape) => shape.clone(),
+        let known = self.known().by_table.get(&fingerprint).cloned();
+        let shape = match known {
+            Some(shape) => shape,
             None => {
+                // Without the lock: a registry that is away must not hold up known tables.
                 let (key_id, value_id) = self.register(table)?;
-                known.last += 1;
-                let shape = Arc::new(Shape::new(known.last, table.clone(), key_id, value_id));
-                known.by_table.insert(fingerprint, shape.clone());
-                shape
+                let mut known = self.known();
+                let Known { by_table, last } = &mut *known;
+                let make = || {
+                    *last += 1;
+                    Arc::new(Shape::new(*last, table.clone(), key_id, value_id))
+                };
+                by_table.entry(fingerprint).or_insert_with(make).clone()
             }
         };
         let key = Shape::state_key(shape.number);
@@ -84,6 +90,25 @@ impl Schemas for SchemaBook {
             value: Some(serde_json::to_vec(&*shape).expect("a shape serialises").into()),
         });
         Ok(Resolved { number: shape.number, change })
+    }
+}
+
+/// A registry that is away for a while holds up a new shape, not the known
+/// ones: those are in the log's state, and are not asked for again.
+fn failed(stream: &str, error: schema_registry::Error) -> Error {
+    use schema_registry::Error as Registry;
+    let message = format!("could not register the schema of {stream}");
+    match &error {
+        Registry::Unreachable { .. } | Registry::Answered { status: 429 | 500.., .. } => Error::retry(message)
+            .because(error)
+            .hint("look at the registry of `[registry] url`; tables whose schemas are known need it no more"),
+        Registry::Answered { status: 401 | 403, .. } => {
+            Error::halt(message).because(error).hint("check `user`, `password` or `token` in `[registry]`")
+        }
+        Registry::Answered { status: 409, .. } => Error::halt(message)
+            .because(error)
+            .hint("the registry's compatibility level forbids the table's new shape: change the level, or the table"),
+        _ => Error::halt(message).because(error),
     }
 }
 

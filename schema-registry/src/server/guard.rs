@@ -1,0 +1,110 @@
+//! What holds for every request: the Host, the media types, the role; and
+//! that every answer, whoever made it, is JSON of the kind asked for.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::App;
+use super::answer::Failure;
+use super::auth::{Certified, needed};
+
+pub(super) const V1: &str = "application/vnd.schemaregistry.v1+json";
+const KNOWN: [&str; 3] = [V1, "application/vnd.schemaregistry+json", "application/json"];
+
+pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let kind = accepted(request.headers());
+    let (parts, body) = request.into_parts();
+    let mut answer = match allowed(&app, &parts, kind).await {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Err(failure) => failure.into_response(),
+    };
+    if answer.status() != StatusCode::NO_CONTENT {
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind.unwrap_or(V1)));
+    }
+    answer
+}
+
+async fn allowed(app: &App, request: &Parts, kind: Option<&str>) -> Result<(), Failure> {
+    let headers = &request.headers;
+    let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
+    if !app.is_for_us(host) {
+        return Err(Failure::plain(StatusCode::FORBIDDEN, "this address answers to names of this machine only"));
+    }
+    if kind.is_none() {
+        return Err(Failure::plain(StatusCode::NOT_ACCEPTABLE, "HTTP 406 Not Acceptable"));
+    }
+    let certified = request.extensions.get::<Certified>().and_then(|certified| certified.0);
+    let Some(role) = app.auth.role(headers, certified).await else {
+        return Err(Failure::plain(StatusCode::UNAUTHORIZED, "a user's password or a token is needed"));
+    };
+    let needed = needed(&request.method, request.uri.path(), request.uri.query().unwrap_or_default());
+    if role < needed {
+        let what = format!("this needs the role {needed:?}").to_lowercase();
+        return Err(Failure::plain(StatusCode::FORBIDDEN, what));
+    }
+    Ok(())
+}
+
+/// The kind of JSON that is asked for; None if something else is.
+fn accepted(headers: &HeaderMap) -> Option<&'static str> {
+    let mut best: Option<(f32, &'static str)> = None;
+    let mut asked = false;
+    for value in headers.get_all(header::ACCEPT) {
+        for part in value.to_str().unwrap_or_default().split(',') {
+            let mut pieces = part.split(';').map(str::trim);
+            let name = pieces.next().unwrap_or_default().to_ascii_lowercase();
+            if name.is_empty() {
+                continue;
+            }
+            asked = true;
+            let weight = pieces.find_map(|piece| piece.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0);
+            let kind = match name.as_str() {
+                "*/*" | "application/*" => Some(V1),
+                name => KNOWN.into_iter().find(|known| *known == name),
+            };
+            if let Some(kind) = kind
+                && weight > 0.0
+                && best.is_none_or(|(so_far, _)| weight > so_far)
+            {
+                best = Some((weight, kind));
+            }
+        }
+    }
+    if asked { best.map(|(_, kind)| kind) } else { Some(V1) }
+}
+
+/// Whether a body of this kind is taken: JSON under its names, or no name at all.
+pub(super) fn is_taken(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
+    let name = kind.to_str().unwrap_or("?").split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    name == "application/octet-stream" || KNOWN.contains(&name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_lists_are_honoured() {
+        let check = |accept: &str, expected: Option<&str>| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
+            assert_eq!(accepted(&headers), expected, "{accept}");
+        };
+        check("*/*", Some(V1));
+        check("application/json", Some("application/json"));
+        check("text/html, application/json;q=0.5, application/vnd.schemaregistry+json;q=0.9", Some(KNOWN[1]));
+        check(
+            "application/vnd.schemaregistry.v1+json, application/vnd.schemaregistry+json, application/json",
+            Some(V1),
+        );
+        check("text/html", None);
+        check("text/html, */*; q=0.1", Some(V1));
+        check("application/json;q=0", None);
+        assert_eq!(accepted(&HeaderMap::new()), Some(V1));
+    }
+}

@@ -1,0 +1,266 @@
+//! Every route against a table of requests and answers.
+
+use highwater_tests::folder;
+use serde_json::{Value, json};
+
+use super::http::{ask, ask_with, raw};
+use super::{Registry, body};
+
+const INT: &str = r#""int""#;
+const V1: &str = "application/vnd.schemaregistry.v1+json";
+
+fn record(fields: &str) -> String {
+    format!(r#"{{"type":"record","name":"R","fields":[{fields}]}}"#)
+}
+
+/// Method, path, body; status and answer. An answer that is a number is an error's code.
+async fn table(port: u16, rows: &[(&str, &str, String, u16, Value)]) {
+    for (method, path, body, status, expected) in rows {
+        let answer = ask(port, method, path, body).await;
+        let what = format!("{method} {path} {body}\n{}\n{}", answer.head, answer.body);
+        assert_eq!(answer.status, *status, "{what}");
+        assert_eq!(answer.header("content-type"), Some(V1), "{what}");
+        match expected {
+            Value::Number(code) if *status >= 400 => {
+                assert_eq!(answer.json()["error_code"], Value::Number(code.clone()), "{what}")
+            }
+            Value::Null => {}
+            expected => assert_eq!(answer.json(), *expected, "{what}"),
+        }
+    }
+}
+
+fn none() -> String {
+    String::new()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_answers_as_its_clients_expect() {
+    let mut registry = Registry::start(&folder("registry-api"), "").await;
+    let port = registry.port;
+    let x = r#"{"name":"x","type":"int"}"#;
+    let (one, two) = (record(x), record(&format!(r#"{x},{{"name":"y","type":"int","default":0}}"#)));
+    let bad = record(&format!(r#"{x},{{"name":"z","type":"int"}}"#));
+    let with_reference = |version: i32| {
+        let text = r#"{"type":"record","name":"Out","fields":[{"name":"r","type":"R"}]}"#;
+        json!({"schema": text, "references": [{"name": "R", "subject": "s", "version": version}]}).to_string()
+    };
+    table(port, &[
+        ("GET", "/", none(), 200, json!({})),
+        ("POST", "/", none(), 200, json!({})),
+        ("GET", "/schemas/types", none(), 200, json!(["AVRO"])),
+        ("GET", "/subjects", none(), 200, json!([])),
+        ("GET", "/nothing", none(), 404, json!(404)),
+        ("PUT", "/subjects", none(), 405, json!(405)),
+        ("GET", "/associations/resources/-/t?resourceType=topic", none(), 404, json!(404)),
+        // Compatible with what is not there.
+        ("POST", "/compatibility/subjects/s/versions/latest", body(&one), 200, json!({"is_compatible": true})),
+        ("POST", "/compatibility/subjects/s/versions", body(&one), 200, json!({"is_compatible": true})),
+        ("POST", "/compatibility/subjects/s/versions/1", body(&one), 404, json!(40402)),
+        ("GET", "/subjects/s/versions", none(), 404, json!(40401)),
+        ("POST", "/subjects/s", body(&one), 404, json!(40401)),
+        ("DELETE", "/subjects/s", none(), 404, json!(40401)),
+        // Register.
+        ("POST", "/subjects/s/versions?normalize=False", body(&one), 200, json!({"id": 1, "version": 1})),
+        ("POST", "/subjects/s/versions", body(&one.replace(':', " : ")), 200, json!({"id": 1, "version": 1})),
+        ("POST", "/subjects/t/versions", body(&one), 200, json!({"id": 1, "version": 1})),
+        ("POST", "/subjects/s/versions", body(&two), 200, json!({"id": 2, "version": 2})),
+        ("POST", "/subjects/s/versions", body(&bad), 409, json!(40901)),
+        ("POST", "/subjects/s/versions", body("{"), 422, json!(42201)),
+        ("POST", "/subjects/s/versions", json!({"schema": "{}", "schemaType": "JSON"}).to_string(), 422, json!(42201)),
+        ("POST", "/subjects/s/versions", json!({"schema": "", "schemaType": "PROTOBUF"}).to_string(), 422, json!(42201)),
+        ("POST", "/subjects/s/versions", json!({"schema": INT, "schemaType": "X"}).to_string(), 422, json!(42201)),
+        ("POST", "/subjects/s/versions", json!({"schema": INT, "id": 9}).to_string(), 422, json!(42205)),
+        ("POST", "/subjects/n/versions", json!({"schema": INT, "version": 2}).to_string(), 422, json!(42201)),
+        ("POST", "/subjects/s/versions", json!({"schema": INT, "unknown": {"a": 1}}).to_string(), 409, json!(40901)),
+        ("POST", "/subjects/s/versions", json!({"schema": 1}).to_string(), 400, json!(400)),
+        ("POST", "/subjects/s/versions", "[]".into(), 400, json!(400)),
+        ("POST", "/subjects/s/versions", "\"x\"".into(), 400, json!(400)),
+        ("POST", "/subjects/s/versions", "{\"schema\":".into(), 400, json!(400)),
+        ("POST", "/subjects/s/versions", "null".into(), 422, json!(422)),
+        ("POST", "/subjects/s/versions", none(), 422, json!(422)),
+        ("POST", "/subjects/s/versions", "{}".into(), 422, json!(42201)),
+        // Read.
+        ("GET", "/subjects", none(), 200, json!(["s", "t"])),
+        ("GET", "/subjects?offset=1&limit=5", none(), 200, json!(["t"])),
+        ("GET", "/subjects?offset=0&limit=1", none(), 200, json!(["s"])),
+        ("GET", "/subjects?offset=0&limit=-1&deleted=false&deleted_only=false", none(), 200, json!(["s", "t"])),
+        ("GET", "/subjects?limit=x", none(), 404, json!(404)),
+        ("GET", "/subjects?subjectPrefix=t", none(), 200, json!(["t"])),
+        ("GET", "/subjects/s/versions", none(), 200, json!([1, 2])),
+        ("GET", "/subjects/s/versions/2", none(), 200, json!({"subject": "s", "version": 2, "id": 2, "schema": two})),
+        ("GET", "/subjects/s/versions/LATEST", none(), 200, json!({"subject": "s", "version": 2, "id": 2, "schema": two})),
+        ("GET", "/subjects/s/versions/-1", none(), 200, json!({"subject": "s", "version": 2, "id": 2, "schema": two})),
+        ("GET", "/subjects/s/versions/9", none(), 404, json!(40402)),
+        ("GET", "/subjects/none/versions/1", none(), 404, json!(40401)),
+        ("GET", "/subjects/s/versions/0", none(), 422, json!(42202)),
+        ("GET", "/subjects/s/versions/2147483648", none(), 422, json!(42202)),
+        ("GET", "/subjects/s/versions/x", none(), 422, json!(42202)),
+        ("GET", "/subjects/s/versions/1/schema", none(), 200, serde_json::from_str(&one).unwrap()),
+        ("GET", "/schemas/ids/1", none(), 200, json!({"schema": one})),
+        ("GET", "/schemas/ids/1?subject=s&fetchMaxId=true&format=nonsense", none(), 200, json!({"schema": one, "maxId": 2})),
+        ("GET", "/schemas/ids/1/schema", none(), 200, serde_json::from_str(&one).unwrap()),
+        ("GET", "/schemas/ids/1/subjects", none(), 200, json!(["s", "t"])),
+        ("GET", "/schemas/ids/1/versions", none(), 200, json!([{"subject": "s", "version": 1}, {"subject": "t", "version": 1}])),
+        ("GET", "/schemas/ids/99", none(), 404, json!(40403)),
+        ("GET", "/schemas/ids/99/schema", none(), 404, json!(40403)),
+        ("GET", "/schemas/ids/99/subjects", none(), 404, json!(40403)),
+        ("GET", "/schemas/ids/-5", none(), 404, json!(40403)),
+        ("GET", "/schemas/ids/99999999999", none(), 404, json!(404)),
+        ("GET", "/schemas/ids/x", none(), 404, json!(404)),
+        ("GET", "/schemas?latestOnly=true&subjectPrefix=s", none(), 200, json!([{"subject": "s", "version": 2, "id": 2, "schema": two}])),
+        // Look up.
+        ("POST", "/subjects/s?normalize=False&deleted=False", body(&one), 200, json!({"subject": "s", "version": 1, "id": 1, "schema": one})),
+        ("POST", "/subjects/s", body(INT), 404, json!(40403)),
+        ("POST", "/subjects/s", body("{"), 422, json!(42201)),
+        // Compare.
+        ("POST", "/compatibility/subjects/s/versions/latest", body(&bad), 200, json!({"is_compatible": false})),
+        ("POST", "/compatibility/subjects/s/versions/1?verbose=true", body(&bad), 200, json!({"is_compatible": false, "messages": [
+            "{errorType:'READER_FIELD_MISSING_DEFAULT_VALUE', description:'The field 'z' at path '/fields/1' in the new schema has no default value and is missing in the old schema', additionalInfo:'z'}",
+            "{oldSchemaVersion: 1}", format!("{{oldSchema: '{one}'}}"), "{validateFields: 'false', compatibility: 'BACKWARD'}"]})),
+        ("POST", "/compatibility/subjects/s/versions?verbose=true", body(&two), 200, json!({"is_compatible": true, "messages": []})),
+        ("POST", "/compatibility/subjects/s/versions", body("{"), 422, json!(42201)),
+        ("POST", "/compatibility/subjects/s/versions/0", body(&one), 422, json!(42202)),
+        // References.
+        ("POST", "/subjects/out/versions", with_reference(9), 422, json!(42201)),
+        ("POST", "/subjects/out/versions", with_reference(1), 200, json!({"id": 3, "version": 1})),
+        ("GET", "/subjects/s/versions/1/referencedby", none(), 200, json!([3])),
+        ("GET", "/subjects/s/versions/2/referencedby", none(), 200, json!([])),
+        ("POST", "/subjects/out", body(&format!(r#"{{"type":"record","name":"Out","fields":[{{"name":"r","type":{one}}}]}}"#)), 200, Value::Null),
+        ("DELETE", "/subjects/s/versions/1", none(), 422, json!(42206)),
+        ("DELETE", "/subjects/s", none(), 422, json!(42206)),
+        // Delete.
+        ("DELETE", "/subjects/s/versions/2?permanent=true", none(), 404, json!(40407)),
+        ("DELETE", "/subjects/s/versions/latest", none(), 200, json!(2)),
+        ("DELETE", "/subjects/s/versions/2", none(), 404, json!(40406)),
+        ("GET", "/subjects/s/versions", none(), 200, json!([1])),
+        ("GET", "/subjects/s/versions?deleted=true", none(), 200, json!([1, 2])),
+        ("GET", "/subjects/s/versions?deletedOnly=true", none(), 200, json!([2])),
+        ("GET", "/subjects/s/versions?deletedAsNegative=true", none(), 200, json!([1, -2])),
+        ("GET", "/subjects/s/versions/2", none(), 404, json!(40402)),
+        ("GET", "/subjects/s/versions/2/schema?deleted=TRUE", none(), 200, Value::Null),
+        ("POST", "/subjects/s?deleted=true", body(&two), 200, Value::Null),
+        ("POST", "/subjects/s", body(&two), 404, json!(40403)),
+        ("GET", "/schemas/ids/2", none(), 200, json!({"schema": two})),
+        ("GET", "/schemas/ids/2/subjects", none(), 200, json!([])),
+        ("GET", "/schemas/ids/2/subjects?deleted=true", none(), 200, json!(["s"])),
+        ("DELETE", "/subjects/t?permanent=true", none(), 404, json!(40405)),
+        ("DELETE", "/subjects/t", none(), 200, json!([1])),
+        ("DELETE", "/subjects/t", none(), 404, json!(40404)),
+        ("GET", "/subjects", none(), 200, json!(["out", "s"])),
+        ("GET", "/subjects?deletedOnly=true", none(), 200, json!(["t"])),
+        ("GET", "/subjects/t/versions", none(), 404, json!(40401)),
+        ("DELETE", "/subjects/t?permanent=true", none(), 200, json!([1])),
+        // Settings.
+        ("GET", "/config", none(), 200, json!({"compatibilityLevel": "BACKWARD"})),
+        ("GET", "/config/s", none(), 404, json!(40408)),
+        ("GET", "/config/s?defaultToGlobal=true", none(), 200, json!({"compatibilityLevel": "BACKWARD"})),
+        ("PUT", "/config/s", json!({"compatibility": "none"}).to_string(), 200, json!({"compatibility": "NONE"})),
+        ("PUT", "/config/s", json!({"compatibility": "nope"}).to_string(), 422, json!(42203)),
+        ("PUT", "/config/s", json!({"compatibility": 3}).to_string(), 400, json!(400)),
+        ("PUT", "/config/s", json!({"normalize": true}).to_string(), 200, json!({"normalize": true})),
+        ("GET", "/config/s", none(), 200, json!({"compatibilityLevel": "NONE", "normalize": true})),
+        ("POST", "/subjects/s/versions", body(&bad), 200, json!({"id": 4, "version": 3})),
+        ("DELETE", "/config/s", none(), 200, json!({"compatibilityLevel": "NONE", "normalize": true})),
+        ("DELETE", "/config/s", none(), 404, json!(40401)),
+        ("PUT", "/config/later", json!({"alias": "s"}).to_string(), 200, json!({"alias": "s"})),
+        ("GET", "/subjects/later/versions", none(), 200, json!([1, 3])),
+        ("GET", "/mode", none(), 200, json!({"mode": "READWRITE"})),
+        ("GET", "/mode/s", none(), 404, json!(40409)),
+        ("PUT", "/mode/s", json!({"mode": "READONLY"}).to_string(), 200, json!({"mode": "READONLY"})),
+        ("POST", "/subjects/s/versions", body(&one), 200, json!({"id": 1, "version": 1})),
+        ("POST", "/subjects/s/versions", body(INT), 422, json!(42205)),
+        ("DELETE", "/subjects/s", none(), 422, json!(42205)),
+        ("DELETE", "/mode/s", none(), 200, json!({"mode": "READONLY"})),
+        ("DELETE", "/mode/s", none(), 404, json!(40401)),
+        ("DELETE", "/mode/s?recursive=true", none(), 200, json!({})),
+        ("PUT", "/mode", json!({"mode": "x"}).to_string(), 422, json!(42204)),
+        ("PUT", "/mode", json!({"mode": "IMPORT"}).to_string(), 422, json!(42205)),
+        ("PUT", "/mode/imp", json!({"mode": "IMPORT"}).to_string(), 200, json!({"mode": "IMPORT"})),
+        ("POST", "/subjects/imp/versions", json!({"schema": "\"bytes\"", "id": 77, "version": 5}).to_string(), 200, json!({"id": 77, "version": 5})),
+        ("POST", "/subjects/imp/versions", json!({"schema": "\"long\"", "id": 77, "version": 6}).to_string(), 422, json!(42205)),
+        // Names.
+        ("POST", "/subjects/a%2Fb%20%25%22%E2%80%AE/versions", body(INT), 200, json!({"id": 78, "version": 1})),
+        ("GET", "/subjects/a%2Fb%20%25%22%E2%80%AE/versions", none(), 200, json!([1])),
+        ("POST", "/subjects/__GLOBAL/versions", body(INT), 422, json!(42208)),
+        ("POST", "/subjects/a%00b/versions", body(INT), 422, json!(42208)),
+        ("GET", "/subjects/%FF/versions", none(), 400, json!(400)),
+        // Contexts.
+        ("POST", "/subjects/:.c:a/versions", body(INT), 200, json!({"id": 1, "version": 1})),
+        ("POST", "/contexts/c/subjects/b/versions", body(INT), 200, json!({"id": 1, "version": 1})),
+        ("GET", "/contexts", none(), 200, json!([".", ".c"])),
+        ("GET", "/contexts/c/subjects", none(), 200, json!([":.c:a", ":.c:b"])),
+        ("GET", "/schemas/ids/1?subject=:.c:", none(), 200, json!({"schema": INT})),
+        ("GET", "/contexts/.c/schemas/ids/1", none(), 200, json!({"schema": INT})),
+        ("GET", "/subjects?subjectPrefix=", none(), 200, json!(["a/b %\"\u{202e}", "imp", "out", "s"])),
+        ("PUT", "/config/:.c:", json!({"compatibility": "FULL"}).to_string(), 200, json!({"compatibility": "FULL"})),
+        ("GET", "/config/:.c:a?defaultToGlobal=true", none(), 200, json!({"compatibilityLevel": "FULL"})),
+        ("DELETE", "/contexts/c", none(), 422, json!(42211)),
+        // Metadata.
+        ("POST", "/subjects/m/versions", json!({"schema": INT, "metadata": {"properties": {"k": "v"}}, "ruleSet": {"domainRules": []}}).to_string(), 200, json!({"id": 79, "version": 1})),
+        ("GET", "/subjects/m/metadata?key=k&value=v", none(), 200, json!({"subject": "m", "version": 1, "id": 79, "metadata": {"properties": {"k": "v"}}, "ruleSet": {"domainRules": []}, "schema": INT})),
+        ("GET", "/subjects/m/metadata?key=k&value=w", none(), 404, json!(40403)),
+        ("GET", "/v1/metadata/version", none(), 200, Value::Null),
+    ])
+    .await;
+    registry.stop();
+    registry.up().await;
+    let after = ask(port, "GET", "/subjects/imp/versions/5", "").await;
+    assert_eq!(after.json()["id"], 77, "a restart keeps it all");
+    registry.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn media_types_methods_and_heads() {
+    let mut registry = Registry::start(&folder("registry-media"), "").await;
+    let port = registry.port;
+    let get = async |headers: &[(&str, &str)]| ask_with(port, "GET", "/subjects", headers, "").await;
+    for (accept, status, kind) in [
+        ("*/*", 200, V1),
+        ("application/json", 200, "application/json"),
+        ("application/vnd.schemaregistry+json", 200, "application/vnd.schemaregistry+json"),
+        ("application/vnd.schemaregistry.v1+json, application/vnd.schemaregistry+json, application/json", 200, V1),
+        ("text/html", 406, V1),
+    ] {
+        let answer = get(&[("Accept", accept)]).await;
+        assert_eq!((answer.status, answer.header("content-type")), (status, Some(kind)), "{accept}");
+        answer.json();
+    }
+    let post = async |headers: &[(&str, &str)]| {
+        ask_with(port, "POST", "/subjects/s/versions", headers, &body(INT)).await.status
+    };
+    assert_eq!(post(&[]).await, 200, "no type at all");
+    for (kind, status) in [
+        (V1, 200),
+        ("APPLICATION/JSON; charset=utf-8", 200),
+        ("application/octet-stream", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
+    ] {
+        assert_eq!(post(&[("Content-Type", kind)]).await, status, "{kind}");
+    }
+    let head = ask(port, "HEAD", "/subjects", "").await;
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+    let options = ask(port, "OPTIONS", "/subjects/s", "").await;
+    assert_eq!(options.status, 200);
+    assert!(options.header("allow").is_some_and(|allow| allow.contains("DELETE")), "{}", options.head);
+    let wrong = ask(port, "PATCH", "/subjects/s", "").await;
+    assert_eq!((wrong.status, wrong.json()["error_code"].clone()), (405, json!(405)));
+    assert!(wrong.header("allow").is_some_and(|allow| allow.contains("POST")), "{}", wrong.head);
+    // Newer clients are told more.
+    let more = ask_with(port, "GET", "/subjects/s/versions/1", &[("Confluent-Accept-Unknown-Properties", "true")], "")
+        .await
+        .json();
+    assert_eq!(more["schemaType"], "AVRO");
+    let guid = more["guid"].as_str().unwrap();
+    assert_eq!(
+        ask(port, "GET", &format!("/schemas/guids/{guid}/ids"), "").await.json(),
+        json!([{"context": ".", "id": 1}])
+    );
+    // A name that is not this machine's, on loopback: somebody rebinds DNS.
+    assert_eq!(ask_with(port, "GET", "/subjects", &[("Host", "evil.example")], "").await.status, 403);
+    assert_eq!(ask_with(port, "GET", "/subjects", &[("Host", "127.0.0.1:1")], "").await.status, 200);
+    assert_eq!(raw(port, b"nonsense\r\n\r\n").await.status, 400);
+    registry.stop();
+}
