@@ -6,6 +6,7 @@ mod accidents;
 mod bad_input;
 mod commands;
 mod kills;
+mod pgsink;
 mod s3;
 mod spine;
 mod values;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::spine::to_folder;
 
 /// Type, a literal, and how `tail` prints it; None: as the database's text.
-const VALUES: &[(&str, &str, Option<&str>)] = &[
+pub(crate) const VALUES: &[(&str, &str, Option<&str>)] = &[
     ("boolean", "true", Some("true")),
     ("smallint", "-32768", Some("-32768")),
     ("integer", "2147483647", Some("2147483647")),

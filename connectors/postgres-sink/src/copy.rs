@@ -33,6 +33,15 @@ impl Copy {
         &mut self.buffer
     }
 
+    /// Rows that are ready as they are.
+    pub(crate) async fn rows(&mut self, rows: &[u8]) -> Result<()> {
+        for part in rows.chunks(CHUNK) {
+            self.buffer.extend_from_slice(part);
+            self.flow().await?;
+        }
+        Ok(())
+    }
+
     /// Sends what is enough for a message.
     pub(crate) async fn flow(&mut self) -> Result<()> {
         if self.buffer.len() >= CHUNK { self.send().await } else { Ok(()) }

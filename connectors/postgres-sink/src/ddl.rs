@@ -115,7 +115,13 @@ async fn existing(client: &Client, mirror: &Mirror, plan: &Plan) -> Result<Optio
 }
 
 /// Brings a known table to the plan's shape.
-pub(crate) async fn align(client: &Client, mirror: &mut Mirror, plan: &Plan, policy: DroppedColumns) -> Result<()> {
+pub(crate) async fn align(
+    client: &Client,
+    mirror: &mut Mirror,
+    plan: &Plan,
+    policy: DroppedColumns,
+    own: &[(String, &str)],
+) -> Result<()> {
     let shape = &plan.shape;
     let quoted = mirror.quoted();
     // A column is the one of its number, whatever it is called.
@@ -138,7 +144,7 @@ pub(crate) async fn align(client: &Client, mirror: &mut Mirror, plan: &Plan, pol
         }
     }
     let targets = plan.targets.clone();
-    add_missing(client, mirror, plan, &targets, &[]).await?;
+    add_missing(client, mirror, plan, &targets, own).await?;
     mirror.columns.retain(|column| policy == DroppedColumns::Keep || !column.dropped);
     mirror.shape = shape.number;
     Ok(())

@@ -16,6 +16,7 @@ mod ddl;
 mod error;
 mod fold;
 mod generation;
+mod history;
 mod ledger;
 mod merge;
 mod plan;

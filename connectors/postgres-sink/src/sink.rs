@@ -13,6 +13,7 @@ use storage::{Epoch, LogId, Offset};
 use tokio_postgres::Client;
 
 use crate::fold::Fold;
+use crate::history::{self, Appended};
 use crate::ledger::Ledger;
 use crate::merge::Made;
 use crate::plan::Plan;
@@ -53,6 +54,8 @@ struct Open {
 /// What a table has to take, one after the other.
 enum Piece {
     Rows(Box<Fold>),
+    /// Of a history.
+    Append(Box<Appended>),
     Begin(Arc<Plan>, u64),
     End(u64),
 }
@@ -110,15 +113,26 @@ impl Sink for PostgresSink {
         let settings = self.settings.clone();
         let open = self.opened()?;
         let plan = open.plan(shape).await?;
-        let fold = open.fold(&plan);
-        let before = fold.bytes();
-        for change in run.changes() {
-            change.and_then(|change| fold.change(&change)).map_err(|error| unreadable(shape, error))?;
-        }
-        if let Some(why) = fold.refused {
-            return Err(refused(shape, why));
-        }
-        open.staged += fold.bytes().saturating_sub(before);
+        let grown = match settings.mode {
+            WarehouseMode::History => {
+                let appended = open.appended(&plan);
+                let before = appended.rows.len();
+                appended.run(&run, settings.position).map_err(|error| unreadable(shape, error))?;
+                appended.rows.len() - before
+            }
+            WarehouseMode::Mirror => {
+                let fold = open.fold(&plan);
+                let before = fold.bytes();
+                for change in run.changes() {
+                    change.and_then(|change| fold.change(&change)).map_err(|error| unreadable(shape, error))?;
+                }
+                if let Some(why) = fold.refused {
+                    return Err(refused(shape, why));
+                }
+                fold.bytes().saturating_sub(before)
+            }
+        };
+        open.staged += grown;
         // A transaction of any size: what does not fit into memory goes ahead
         // into the step's own transaction, unseen until that is committed.
         if open.held() >= limit {
@@ -127,13 +141,18 @@ impl Sink for PostgresSink {
         Ok(())
     }
 
-    async fn stage_mark(&mut self, shape: &Arc<Shape>, mark: &Mark, _: Offset) -> Result<()> {
+    async fn stage_mark(&mut self, shape: &Arc<Shape>, mark: &Mark, offset: Offset) -> Result<()> {
         // The first reading of a table is its beginning: nothing went before.
         if mark.generation <= 1 || shape.table.kind != TableKind::Table {
             return Ok(());
         }
+        let (mode, position) = (self.settings.mode, self.settings.position);
         let open = self.opened()?;
         let plan = open.plan(shape).await?;
+        if mode == WarehouseMode::History {
+            open.appended(&plan).mark(mark, offset.0, &position(&mark.position));
+            return Ok(());
+        }
         let piece = match mark.op.as_str() {
             Mark::BEGIN => Piece::Begin(plan, mark.generation),
             Mark::END => Piece::End(mark.generation),
@@ -194,9 +213,23 @@ impl Open {
         }
     }
 
+    /// The rows of a history that take the next ones of a plan's table.
+    fn appended(&mut self, plan: &Arc<Plan>) -> &mut Appended {
+        let pieces = self.waiting.entry(plan.shape.table.stream()).or_default();
+        let fits = matches!(pieces.last(), Some(Piece::Append(rows)) if rows.plan.shape.number == plan.shape.number);
+        if !fits {
+            pieces.push(Piece::Append(Box::new(Appended::new(plan.clone()))));
+        }
+        match pieces.last_mut() {
+            Some(Piece::Append(rows)) => rows,
+            _ => unreachable!("it was pushed above"),
+        }
+    }
+
     fn held(&self) -> usize {
         let rows = self.waiting.values().flatten().map(|piece| match piece {
             Piece::Rows(fold) => fold.bytes(),
+            Piece::Append(rows) => rows.rows.len(),
             _ => 0,
         });
         rows.sum()
@@ -224,13 +257,16 @@ impl Open {
                 match piece {
                     Piece::Rows(fold) if fold.is_empty() => {}
                     Piece::Rows(fold) => {
-                        let mirror = self.shaped(settings, &fold.plan).await?;
-                        let mirror = mirror.clone();
+                        let mirror = self.shaped(settings, &fold.plan).await?.clone();
                         if fold.plan.has_key() {
                             merge::merge(&self.client, &mut self.made, &mirror, &fold).await?;
                         } else {
                             bag::merge(&self.client, &mut self.made, &mirror, &fold).await?;
                         }
+                    }
+                    Piece::Append(rows) => {
+                        let mirror = self.shaped(settings, &rows.plan).await?.clone();
+                        history::append(&self.client, &mut self.made, &mirror, &rows, settings).await?;
                     }
                     Piece::Begin(plan, generation) => {
                         // A table that is made now holds nothing to sweep.
@@ -261,19 +297,28 @@ impl Open {
         let stream = plan.shape.table.stream();
         let known = self.mirrors.get(&stream);
         if known.is_none_or(|mirror| mirror.shape != plan.shape.number) {
-            let key: Vec<String> =
-                plan.shape.table.key.iter().map(|&i| plan.shape.table.columns[i].name.clone()).collect();
+            let history = settings.mode == WarehouseMode::History;
+            let own = if history { history::columns(plan, &settings.meta_prefix) } else { Vec::new() };
             let mut mirror = match known {
-                None => ddl::create(&self.client, plan, place(&plan.shape.table, settings.schema.as_deref()), &[]).await?,
+                None => ddl::create(&self.client, plan, place(&plan.shape.table, settings.schema.as_deref()), &own).await?,
                 Some(known) => {
                     let mut mirror = known.clone();
+                    if history {
+                        history::drop_view(&self.client, &mirror).await?;
+                    }
                     // What it notes has the form of the table as it was.
                     generation::abandon(&self.client, &mut mirror).await?;
-                    ddl::align(&self.client, &mut mirror, plan, settings.drop).await?;
+                    ddl::align(&self.client, &mut mirror, plan, settings.drop, &own).await?;
                     mirror
                 }
             };
-            ddl::align_key(&self.client, &mut mirror, key).await?;
+            if history {
+                history::make_view(&self.client, &mirror, plan, &settings.meta_prefix).await?;
+            } else {
+                let columns = &plan.shape.table.columns;
+                let key = plan.shape.table.key.iter().map(|&i| columns[i].name.clone()).collect();
+                ddl::align_key(&self.client, &mut mirror, key).await?;
+            }
             self.ledger.remember(&self.client, &mirror, mode(settings)).await?;
             // Statements name columns and types as they were.
             self.made.forget();
