@@ -68,6 +68,11 @@ async fn same(source: &Client, warehouse: &Client, table: &str) -> usize {
     let (there, here) = (rows(source, table, &columns).await, rows(warehouse, table, &columns).await);
     let missing: Vec<_> = there.iter().filter(|row| here.binary_search(row).is_err()).take(3).collect();
     let extra: Vec<_> = here.iter().filter(|row| there.binary_search(row).is_err()).take(3).collect();
+    if let (Some(a), Some(b)) = (missing.first(), extra.first()) {
+        let at = a.bytes().zip(b.bytes()).position(|(a, b)| a != b).unwrap_or(0).saturating_sub(20);
+        let part = |text: &str| text.chars().skip(at).take(80).collect::<String>();
+        println!("{table}: the first differ at {:?} and {:?}", part(a), part(b));
+    }
     assert!(missing.is_empty() && extra.is_empty(), "{table}: missing {missing:?}, too many {extra:?}");
     assert_eq!(there.len(), here.len(), "{table}: rows that are there twice");
     there.len()

@@ -125,10 +125,11 @@ pub(crate) async fn align(
     let shape = &plan.shape;
     let quoted = mirror.quoted();
     // A column is the one of its number, whatever it is called.
-    let find = |id: i32| mirror.columns.iter().position(|here| !here.dropped && here.id == id);
-    let pairs: Vec<Option<usize>> = shape.table.columns.iter().map(|column| find(column.id)).collect();
-    let taken: HashSet<usize> = pairs.iter().copied().flatten().collect();
-    drop_columns(client, mirror, &taken, policy).await?;
+    let find = |mirror: &Mirror, id: i32| mirror.columns.iter().position(|here| !here.dropped && here.id == id);
+    let taken: HashSet<usize> = shape.table.columns.iter().filter_map(|column| find(mirror, column.id)).collect();
+    let gone = drop_columns(client, mirror, &taken, policy).await?;
+    mirror.columns.retain(|column| !(column.dropped && gone.contains(&column.id)));
+    let pairs: Vec<Option<usize>> = shape.table.columns.iter().map(|column| find(mirror, column.id)).collect();
     rename_columns(client, mirror, plan, &pairs).await?;
     for (i, pair) in pairs.iter().enumerate() {
         let Some(at) = *pair else { continue };
@@ -145,14 +146,19 @@ pub(crate) async fn align(
     }
     let targets = plan.targets.clone();
     add_missing(client, mirror, plan, &targets, own).await?;
-    mirror.columns.retain(|column| policy == DroppedColumns::Keep || !column.dropped);
     mirror.shape = shape.number;
     Ok(())
 }
 
-/// What the source has dropped: kept as it is, or dropped too.
-async fn drop_columns(client: &Client, mirror: &mut Mirror, taken: &HashSet<usize>, policy: DroppedColumns) -> Result<()> {
+/// What the source has dropped: kept as it is, or dropped too. Which are gone.
+async fn drop_columns(
+    client: &Client,
+    mirror: &mut Mirror,
+    taken: &HashSet<usize>,
+    policy: DroppedColumns,
+) -> Result<HashSet<i32>> {
     let quoted = mirror.quoted();
+    let mut gone = HashSet::new();
     for (i, column) in mirror.columns.iter_mut().enumerate() {
         if taken.contains(&i) || column.dropped {
             continue;
@@ -166,10 +172,16 @@ async fn drop_columns(client: &Client, mirror: &mut Mirror, taken: &HashSet<usiz
         }
         if policy == DroppedColumns::Drop {
             alter(client, &quoted, &format!("DROP COLUMN {name}")).await?;
+            gone.insert(column.id);
         }
-        tracing::info!(stream = mirror.stream, column = column.name, kept = policy == DroppedColumns::Keep, "column dropped at the source");
+        tracing::info!(
+            stream = mirror.stream,
+            column = column.name,
+            kept = policy == DroppedColumns::Keep,
+            "column dropped at the source"
+        );
     }
-    Ok(())
+    Ok(gone)
 }
 
 async fn rename_columns(client: &Client, mirror: &mut Mirror, plan: &Plan, pairs: &[Option<usize>]) -> Result<()> {

@@ -58,11 +58,12 @@ impl Ledger {
         };
         create(client).await?;
         let attempt = || format!("could not take over the checkpoint of sink {:?}", ledger.sink);
-        let sql = "INSERT INTO _highwater.checkpoints (sink, source, log_id, epoch, writer) VALUES ($1, $2, $3, 0, $4)
-                   ON CONFLICT DO NOTHING";
-        let new = client.execute(sql, &[&ledger.sink, &ledger.source, &log.to_string(), &ledger.writer]).await;
-        new.map_err(|error| failed(error, attempt()))?;
-        ledger.free(client).await?;
+        if !ledger.free(client).await? {
+            let sql = "INSERT INTO _highwater.checkpoints (sink, source, log_id, epoch, writer) VALUES ($1, $2, $3, 0, $4)
+                       ON CONFLICT DO NOTHING";
+            let new = client.execute(sql, &[&ledger.sink, &ledger.source, &log.to_string(), &ledger.writer]).await;
+            new.map_err(|error| failed(error, attempt()))?;
+        }
         let transaction = client.transaction().await.map_err(|error| failed(error, attempt()))?;
         let held = ledger.lock(&transaction).await?;
         ledger.belongs(&held)?;
@@ -78,23 +79,25 @@ impl Ledger {
         Ok((ledger, checkpoint))
     }
 
-    /// Ends the session of a predecessor that stands still in a transaction, and
-    /// so holds the row: it could never commit any more.
-    async fn free(&self, client: &Client) -> Result<()> {
+    /// Whether the row is there. Ends the session of a predecessor, which may
+    /// stand still in a transaction and so hold the row.
+    async fn free(&self, client: &Client) -> Result<bool> {
         let sql = "SELECT c.log_id, c.epoch, c.writer, a.pid FROM _highwater.checkpoints c
-                     JOIN pg_stat_activity a ON a.pid = c.pid AND a.backend_start = c.backend_start
-                    WHERE c.sink = $1 AND c.source = $2 AND c.lane = '' AND a.pid <> pg_backend_pid()";
+                     LEFT JOIN pg_stat_activity a
+                       ON a.pid = c.pid AND a.backend_start = c.backend_start AND a.pid <> pg_backend_pid()
+                    WHERE c.sink = $1 AND c.source = $2 AND c.lane = ''";
         let attempt = || format!("could not look for a predecessor of sink {:?}", self.sink);
-        for row in client.query(sql, &[&self.sink, &self.source]).await.map_err(|error| failed(error, attempt()))? {
-            let held = Held { log: row.get(0), epoch: row.get(1), writer: row.get(2), next: None };
-            // Only whom we would fence anyway, or ourselves before a lost line.
-            self.belongs(&held)?;
-            let pid: i32 = row.get(3);
+        let row = client.query_opt(sql, &[&self.sink, &self.source]).await.map_err(|error| failed(error, attempt()))?;
+        let Some(row) = row else { return Ok(false) };
+        let held = Held { log: row.get(0), epoch: row.get(1), writer: row.get(2), next: None };
+        // Only whom we fence anyway, or ourselves before the line was lost.
+        self.belongs(&held)?;
+        if let Some(pid) = row.get::<_, Option<i32>>(3) {
             tracing::info!(sink = self.sink, pid, "ending the session of a predecessor");
             let ended = client.execute("SELECT pg_terminate_backend($1)", &[&pid]).await;
             ended.map_err(|error| failed(error, attempt()))?;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn lock(&self, client: &impl tokio_postgres::GenericClient) -> Result<Held> {
