@@ -64,8 +64,12 @@ async fn columns(client: &Client, table: &str) -> Vec<String> {
 
 /// Every row of the source's table is in the warehouse's, column by column, and no other.
 async fn same(source: &Client, warehouse: &Client, table: &str) -> usize {
+    same_as(source, table, warehouse, table).await
+}
+
+async fn same_as(source: &Client, table: &str, warehouse: &Client, other: &str) -> usize {
     let columns = columns(source, table).await;
-    let (there, here) = (rows(source, table, &columns).await, rows(warehouse, table, &columns).await);
+    let (there, here) = (rows(source, table, &columns).await, rows(warehouse, other, &columns).await);
     let missing: Vec<_> = there.iter().filter(|row| here.binary_search(row).is_err()).take(3).collect();
     let extra: Vec<_> = here.iter().filter(|row| there.binary_search(row).is_err()).take(3).collect();
     if let (Some(a), Some(b)) = (missing.first(), extra.first()) {
@@ -547,4 +551,145 @@ async fn what_the_warehouse_refuses_is_told_with_the_remedy() {
     for word in ["holds the changes of log", "what to do"] {
         assert!(ended.stderr.contains(word), "{}", ended.stderr);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_has_every_change_once_and_its_view_is_the_source() {
+    let source = Postgres::new(17).await;
+    let warehouse = warehouse(None, 17).await;
+    let here = warehouse.client().await;
+    here.batch_execute("CREATE SCHEMA \"Odd \"\"Näme\" AUTHORIZATION loader").await.unwrap();
+    Workload::prepare(&source, 4_000).await;
+    let client = source.client().await;
+    client
+        .batch_execute(
+            "CREATE TYPE mood AS ENUM ('fine');
+             CREATE TABLE typed (id numeric(9,1) PRIMARY KEY, at inet, m mood, j jsonb, a int[]);
+             INSERT INTO typed VALUES (1.5, '::1', 'fine', '{}', '{1}'); ALTER PUBLICATION highwater_shop ADD TABLE typed",
+        )
+        .await
+        .unwrap();
+    let folder = folder("pgsink-history");
+    let mut daemon = Daemon::new(&folder, &config(&source, &warehouse, "mode = \"history\""));
+    daemon.catch_up();
+    let workload = Workload::start(&source, 2, 5).await;
+    for point in ["half-merged", "pre-commit", "post-commit"] {
+        daemon.start(&["run"], Some(&format!("{point}:5")));
+        let ended = daemon.wait(Duration::from_secs(60));
+        assert!(ended.stderr.contains(&format!("fault point hit: {point}")), "{}", ended.stderr);
+    }
+    for round in 0..5 {
+        daemon.start(&["run"], None);
+        tokio::time::sleep(Duration::from_millis(200 + 100 * round)).await;
+        daemon.kill();
+    }
+    workload.stop().await;
+    client
+        .batch_execute(
+            "UPDATE typed SET id = 2.5, at = '10.0.0.1'; ALTER TABLE typed RENAME COLUMN at TO address; ALTER TABLE typed ADD COLUMN n int;
+             INSERT INTO typed VALUES (3, NULL, 'fine', NULL, NULL, 7)",
+        )
+        .await
+        .unwrap();
+    daemon.catch_up();
+    for (sql, name, _) in Workload::tables() {
+        let events = daemon.tail("shop", &["--table", &name.replace('"', "").replace("Odd Näme", "Odd \"Näme")]);
+        let mut expected: Vec<i64> = events.iter().map(|event| event["offset"].as_i64().unwrap()).collect();
+        expected.sort_unstable();
+        let found = here.query(&format!("SELECT _hw_offset FROM {sql} ORDER BY 1"), &[]).await.unwrap();
+        let found: Vec<i64> = found.iter().map(|row| row.get(0)).collect();
+        assert!(!found.is_empty() && found == expected, "{name}: {} changes, {} rows", expected.len(), found.len());
+        if sql != "nokey" {
+            let view = match sql.strip_suffix('"') {
+                Some(quoted) => format!("{quoted}_current\""),
+                None => format!("{sql}_current"),
+            };
+            same_as(&client, sql, &here, &view).await;
+        }
+    }
+    assert_eq!(same_as(&client, "typed", &here, "typed_current").await, 2);
+    let moved = here.query_one("SELECT _hw_op, _hw_old_key::text, _hw_tx IS NOT NULL FROM typed WHERE _hw_old_key IS NOT NULL", &[]).await.unwrap();
+    assert_eq!((moved.get(0), moved.get(1), moved.get(2)), ("update", "{\"id\": \"1.5\"}", true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_larger_than_memory_goes_in_one() {
+    let source = Postgres::new(17).await;
+    let warehouse = warehouse(None, 17).await;
+    let client = source.client().await;
+    client
+        .batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY, body text, n int); ALTER TABLE t ALTER body SET STORAGE EXTERNAL;
+             INSERT INTO t SELECT i, repeat(md5(i::text), 100), 0 FROM generate_series(1, 500) i",
+        )
+        .await
+        .unwrap();
+    source.publish("highwater_shop", "t").await;
+    let folder = folder("pgsink-large");
+    let mut daemon = Daemon::new(&folder, &config(&source, &warehouse, "cut = { bytes = \"64KiB\" }"));
+    daemon.catch_up();
+    let here = Arc::new(warehouse.client().await);
+    // Rows change their keys, and places, across what fits into memory.
+    client
+        .batch_execute(
+            "BEGIN; INSERT INTO t SELECT i, 'small', 1 FROM generate_series(1001, 20000) i;
+             UPDATE t SET id = -id WHERE id <= 500; INSERT INTO t SELECT i, 'in their place', 2 FROM generate_series(1, 500) i;
+             UPDATE t SET n = n + 1; UPDATE t SET id = id + 100000 WHERE id < 0; DELETE FROM t WHERE id BETWEEN 5000 AND 15000; COMMIT",
+        )
+        .await
+        .unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let looking = tokio::spawn({
+        let (here, stop) = (here.clone(), stop.clone());
+        async move {
+            let mut seen = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                seen.push(number(&here, "SELECT count(*) FROM t").await);
+            }
+            seen.dedup();
+            seen
+        }
+    });
+    daemon.catch_up();
+    stop.store(true, Ordering::Relaxed);
+    let seen = looking.await.unwrap();
+    let end = same(&client, &warehouse.client().await, "t").await as i64;
+    assert!(seen.iter().all(|count| [500, end].contains(count)), "all or nothing: {seen:?}");
+    let sql = "SELECT count(*) FROM t WHERE id BETWEEN 99500 AND 99999 AND length(body) = 3200 AND n = 1";
+    assert_eq!(number(&here, sql).await, 500, "what was not sent is kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_prints_the_grants_that_are_missing() {
+    let source = Postgres::new(17).await;
+    let client = source.client().await;
+    client.batch_execute("CREATE SCHEMA other; CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other.t (id int PRIMARY KEY); GRANT USAGE ON SCHEMA other TO highwater; GRANT SELECT ON other.t TO highwater").await.unwrap();
+    source.publish("highwater_shop", "t, other.t").await;
+    let warehouse = warehouse(None, 17).await;
+    let here = warehouse.client().await;
+    here.batch_execute("DROP SCHEMA _highwater; REVOKE CREATE ON SCHEMA public FROM loader").await.unwrap();
+    let folder = folder("pgsink-check");
+    let daemon = Daemon::new(&folder, &config(&source, &warehouse, ""));
+    let (code, out, _) = daemon.run(&["check"]);
+    assert_eq!(code, 3, "{out}");
+    let (_, sql, _) = daemon.run(&["check", "--sql"]);
+    let grants: Vec<&str> = sql.lines().filter(|line| line.contains("loader")).collect();
+    assert_eq!(
+        grants,
+        [
+            "CREATE SCHEMA \"_highwater\" AUTHORIZATION \"loader\";",
+            "CREATE SCHEMA \"other\" AUTHORIZATION \"loader\";",
+            "GRANT USAGE, CREATE ON SCHEMA \"public\" TO \"loader\";"
+        ]
+    );
+    here.batch_execute(&grants.join(" ")).await.unwrap();
+    let (code, out, _) = daemon.run(&["check"]);
+    assert_eq!(code, 0, "{out}");
+    let mut daemon = Daemon::new(&folder, &config(&source, &warehouse, ""));
+    daemon.catch_up();
+    // Both would be one.
+    let daemon = Daemon::new(&folder, &config(&source, &warehouse, "schema = \"public\""));
+    let (code, out, _) = daemon.run(&["check"]);
+    assert_eq!(code, 3);
+    assert!(out.contains("other.t and public.t would all be public.t"), "{out}");
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use config::{Destination, Sink as Config};
 use connector::{Checkpoint, Mark, Opened, Result, Run, Shape, Sink, Step};
 use connector_object_store::{ObjectStoreSink, Uploaded};
+use connector_postgres::{Finding, Severity};
 use connector_postgres_sink::{Merged, PostgresSink};
 use storage::{Epoch, LogId, Offset};
 
@@ -24,11 +25,23 @@ pub(crate) fn open(name: &str, source: &str, config: &Config, staging: PathBuf) 
     })
 }
 
-/// Whether it would work.
-pub(crate) async fn check(config: &Config) -> Result<String> {
+/// Whether it would work; `tables` are what it would be given.
+pub(crate) async fn check(config: &Config, tables: &[(String, String)]) -> Vec<Finding> {
     match &config.destination {
-        Destination::ObjectStore(store) => ObjectStoreSink::check(store).await,
-        Destination::Postgres(warehouse) => PostgresSink::check(warehouse).await,
+        Destination::ObjectStore(store) => vec![match ObjectStoreSink::check(store).await {
+            Ok(what) => Finding { severity: Severity::Ok, what, sql: None, remedy: None },
+            Err(error) => {
+                let remedy = error.remedy().map(str::to_owned);
+                Finding { severity: Severity::Error, what: error.chain(), sql: None, remedy }
+            }
+        }],
+        Destination::Postgres(warehouse) => {
+            let found = connector_postgres_sink::check(warehouse, tables).await.into_iter();
+            let severity = |fails| if fails { Severity::Error } else { Severity::Ok };
+            found
+                .map(|f| Finding { severity: severity(f.fails), what: f.what, sql: f.sql, remedy: f.remedy })
+                .collect()
+        }
     }
 }
 

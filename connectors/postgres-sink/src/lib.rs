@@ -11,6 +11,7 @@
 //! epoch, and its lock decides who writes. `docs/postgres-sink.md` is for users.
 
 mod bag;
+mod check;
 mod copy;
 mod ddl;
 mod error;
@@ -30,5 +31,6 @@ mod text;
 mod types;
 mod wire;
 
+pub use check::{Finding, check};
 pub use settings::Settings;
 pub use sink::{Merged, PostgresSink};

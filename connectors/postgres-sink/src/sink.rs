@@ -70,13 +70,6 @@ impl PostgresSink {
         Ok(Self { settings, config: config.clone(), writer, open: None })
     }
 
-    /// Whether the warehouse can be reached and written.
-    pub async fn check(config: &Config) -> Result<String> {
-        let client = session::connect(&config.server).await?;
-        drop(client);
-        Ok(format!("reached {}", session::name(&config.server)))
-    }
-
     fn opened(&mut self) -> Result<&mut Open> {
         self.open.as_mut().ok_or_else(|| Error::retry("the sink is not open"))
     }

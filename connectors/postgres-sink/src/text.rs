@@ -22,11 +22,11 @@ fn value(out: &mut String, reader: &mut Reader<'_>, ty: &Type, db_type: &str, de
         Type::Long => shown(out, reader.long()?),
         Type::Float => {
             let value = reader.float()?;
-            number(out, value.into(), format_args!("{value:e}"));
+            number(out, value.into(), &format!("{value:e}"), 6);
         }
         Type::Double => {
             let value = reader.double()?;
-            number(out, value, format_args!("{value:e}"));
+            number(out, value, &format!("{value:e}"), 15);
         }
         Type::String | Type::Uuid | Type::Json => out.push_str(reader.string()?),
         Type::Bytes => {
@@ -65,7 +65,7 @@ fn value(out: &mut String, reader: &mut Reader<'_>, ty: &Type, db_type: &str, de
                 if reader.present()? {
                     let mut text = String::new();
                     value(&mut text, reader, &field.ty, &field.db_type, depth + 1)?;
-                    quoted(out, &text);
+                    field_text(out, &text);
                 }
             }
             out.push(')');
@@ -79,18 +79,33 @@ fn shown(out: &mut String, value: impl std::fmt::Display) {
     let _ = write!(out, "{value}");
 }
 
-fn number(out: &mut String, value: f64, finite: impl std::fmt::Display) {
+/// As `float4out` and `float8out` print it; `shortest` is `d.ddde-n`.
+fn number(out: &mut String, value: f64, shortest: &str, plain_below: i32) {
     if value.is_nan() {
-        out.push_str("NaN");
-    } else if value.is_infinite() {
-        out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
-    } else {
-        shown(out, finite);
+        return out.push_str("NaN");
+    }
+    if value.is_infinite() {
+        return out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
+    }
+    let (sign, shortest) = shortest.strip_prefix('-').map_or(("", shortest), |rest| ("-", rest));
+    let (mantissa, exponent) = shortest.split_once('e').unwrap_or((shortest, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    out.push_str(sign);
+    if !(-4..plain_below).contains(&exponent) {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        return shown(out, format_args!("{mantissa}e{sign}{:02}", exponent.abs()));
+    }
+    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+    match usize::try_from(exponent) {
+        Err(_) => shown(out, format_args!("0.{}{digits}", "0".repeat(exponent.unsigned_abs() as usize - 1))),
+        Ok(whole) if digits.len() <= whole + 1 => {
+            shown(out, format_args!("{digits}{}", "0".repeat(whole + 1 - digits.len())));
+        }
+        Ok(whole) => shown(out, format_args!("{}.{}", &digits[..=whole], &digits[whole + 1..])),
     }
 }
 
-/// In double quotes, with backslashes before what needs one: arrays, composites
-/// and hstore all take it.
+/// In double quotes, with backslashes before what needs one.
 fn quoted(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
@@ -100,6 +115,38 @@ fn quoted(out: &mut String, text: &str) {
         out.push(c);
     }
     out.push('"');
+}
+
+/// An array's element as `array_out` prints it: what the warehouse keeps as
+/// text is to be what the source printed.
+fn element_text(out: &mut String, text: &str, delimiter: char) {
+    let special = |c: char| matches!(c, '"' | '\\' | '{' | '}') || c == delimiter || is_space(c);
+    if text.is_empty() || text.eq_ignore_ascii_case("NULL") || text.contains(special) {
+        quoted(out, text);
+    } else {
+        out.push_str(text);
+    }
+}
+
+/// A composite's field as `record_out` prints it.
+fn field_text(out: &mut String, text: &str) {
+    let special = |c: char| matches!(c, '"' | '\\' | '(' | ')' | ',') || is_space(c);
+    if !text.is_empty() && !text.contains(special) {
+        return out.push_str(text);
+    }
+    out.push('"');
+    for c in text.chars() {
+        if matches!(c, '"' | '\\') {
+            out.push(c);
+        }
+        out.push(c);
+    }
+    out.push('"');
+}
+
+/// C's `isspace`.
+fn is_space(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
 }
 
 fn array(
@@ -129,7 +176,7 @@ fn array(
             } else {
                 let mut text = String::new();
                 value(&mut text, reader, element, db_type, depth + 1)?;
-                quoted(out, &text);
+                element_text(out, &text, delimiter);
             }
         }
     }
@@ -194,7 +241,7 @@ fn time(out: &mut String, micros: i64) {
     let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
     shown(out, format_args!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60));
     if fraction != 0 {
-        shown(out, format_args!(".{fraction:06}"));
+        out.push_str(format!(".{fraction:06}").trim_end_matches('0'));
     }
 }
 
@@ -240,7 +287,7 @@ mod tests {
             Field { name: "a".into(), ty: Type::Int, db_type: "integer".into() },
             Field { name: "b".into(), ty: Type::String, db_type: "text".into() },
         ]);
-        check(&pair, "pair", &[2, 2, 0], "(\"1\",)");
+        check(&pair, "pair", &[2, 2, 0], "(1,)");
         check(&Type::Array(Box::new(Type::Int)), "integer[]", &[0], "{}");
         let mut body = Vec::new();
         put_long(&mut body, 1);
@@ -248,6 +295,26 @@ mod tests {
         body.push(0);
         body.push(0);
         check(&Type::Map, "hstore", &body, "\"k\"=>NULL");
+    }
+
+    #[test]
+    fn floats_look_as_the_server_prints_them() {
+        for (value, expected) in [
+            (0.1, "0.1"),
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (1.0, "1"),
+            (-120.0, "-120"),
+            (1.5e-4, "0.00015"),
+            (1.5e-5, "1.5e-05"),
+            (123456.75, "123456.75"),
+            (1e15, "1e+15"),
+            (5e-324, "5e-324"),
+            (f64::NEG_INFINITY, "-Infinity"),
+        ] {
+            check(&Type::Double, "double precision", &value.to_le_bytes(), expected);
+        }
+        check(&Type::Float, "real", &1_234_567f32.to_le_bytes(), "1.234567e+06");
     }
 
     #[test]
