@@ -100,7 +100,9 @@ async fn transfer(client: Client, seed: u64, stop: Arc<AtomicBool>) -> u64 {
         let (from, to, amount) = (below(100), below(100), below(50));
         let sql = match below(10) {
             // The account changes its number.
-            0 => format!("UPDATE debtors SET id = id + 1000 WHERE id = {from}; UPDATE debtors SET id = id - 1000 WHERE id = {from} + 1000;"),
+            0 => format!(
+                "UPDATE debtors SET id = id + 1000 WHERE id = {from}; UPDATE debtors SET id = id - 1000 WHERE id = {from} + 1000;"
+            ),
             _ => String::new(),
         };
         let moved = client
@@ -270,14 +272,26 @@ async fn a_zombie_of_a_warehouse_ends_with_4() {
     let began = Instant::now();
     second.start(&["run"], None);
     capturing(&second).await;
-    client.batch_execute("INSERT INTO t SELECT i, 'y' FROM generate_series(20001, 30000) i; DELETE FROM t WHERE id <= 100").await.unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO t SELECT i, 'y' FROM generate_series(20001, 30000) i; DELETE FROM t WHERE id <= 100",
+        )
+        .await
+        .unwrap();
     let here = Arc::new(warehouse.client().await);
     until(60, "the heir delivers", || {
         let here = here.clone();
-        async move { number(&here, "SELECT CASE WHEN to_regclass('t') IS NULL THEN 0 ELSE 1 END::int8").await == 1 && number(&here, "SELECT count(*) FROM t").await == 29_900 }
+        async move {
+            number(&here, "SELECT CASE WHEN to_regclass('t') IS NULL THEN 0 ELSE 1 END::int8").await == 1
+                && number(&here, "SELECT count(*) FROM t").await == 29_900
+        }
     })
     .await;
-    assert!(began.elapsed() < Duration::from_secs(25), "the zombie's session was not waited for: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(25),
+        "the zombie's session was not waited for: {:?}",
+        began.elapsed()
+    );
     first.signal("CONT");
     let ended = first.wait(Duration::from_secs(60));
     assert_eq!(ended.code, Some(4), "{}", ended.stderr);
@@ -484,7 +498,11 @@ async fn what_a_new_reading_does_not_find_goes() {
     daemon.catch_up();
     assert_eq!(same(&client, &here, "t").await, 2001);
     assert_eq!(same(&client, &here, "bag").await, 46);
-    assert_eq!(number(&here, "SELECT count(*) FROM pg_tables WHERE schemaname = '_highwater' AND tablename LIKE 'seen%'").await, 0);
+    assert_eq!(
+        number(&here, "SELECT count(*) FROM pg_tables WHERE schemaname = '_highwater' AND tablename LIKE 'seen%'")
+            .await,
+        0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -524,7 +542,10 @@ async fn what_the_warehouse_refuses_is_told_with_the_remedy() {
     client.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await.unwrap();
     source.publish("highwater_shop", "t").await;
     for (prepare, words) in [
-        ("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (7); GRANT ALL ON t TO loader", &["holds rows that this sink did not put there", "schema"][..]),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (7); GRANT ALL ON t TO loader",
+            &["holds rows that this sink did not put there", "schema"][..],
+        ),
         ("CREATE VIEW t AS SELECT 1 AS id", &["no table", "schema"]),
         ("REVOKE CREATE ON SCHEMA public FROM loader", &["permission denied", "grants"]),
     ] {
@@ -608,8 +629,15 @@ async fn a_history_has_every_change_once_and_its_view_is_the_source() {
         }
     }
     assert_eq!(same_as(&client, "typed", &here, "typed_current").await, 2);
-    let moved = here.query_one("SELECT _hw_op, _hw_old_key::text, _hw_tx IS NOT NULL FROM typed WHERE _hw_old_key IS NOT NULL", &[]).await.unwrap();
+    let moved = here
+        .query_one("SELECT _hw_op, _hw_old_key::text, _hw_tx IS NOT NULL FROM typed WHERE _hw_old_key IS NOT NULL", &[])
+        .await
+        .unwrap();
     assert_eq!((moved.get(0), moved.get(1), moved.get(2)), ("update", "{\"id\": \"1.5\"}", true));
+    let mut daemon = Daemon::new(&folder, &config(&source, &warehouse, "mode = \"mirror\""));
+    daemon.start(&["run"], None);
+    let ended = daemon.wait(Duration::from_secs(30));
+    assert!(ended.code == Some(1) && ended.stderr.contains("its tables are of mode history"), "{}", ended.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -191,8 +191,7 @@ impl PostgresServer {
         if cert.is_some() != key.is_some() {
             section.fault("cert", "`cert` and `key` go together", None);
         }
-        let default: &[&'static str] =
-            if near { &["disable", "verify-full"] } else { &["verify-full", "disable"] };
+        let default: &[&'static str] = if near { &["disable", "verify-full"] } else { &["verify-full", "disable"] };
         server.tls = match section.choice("tls", default) {
             "disable" => PostgresTls::Disable,
             _ => PostgresTls::VerifyFull { ca, cert, key },

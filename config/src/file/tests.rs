@@ -73,7 +73,9 @@ fn a_server_elsewhere_is_reached_over_verified_tls() {
 #[test]
 fn the_warehouse_example_is_a_mirror() {
     let config = load(include_str!("../../examples/warehouse.toml")).unwrap();
-    let crate::Destination::Postgres(sink) = &config.sinks["warehouse"].destination else { panic!("it is a warehouse") };
+    let crate::Destination::Postgres(sink) = &config.sinks["warehouse"].destination else {
+        panic!("it is a warehouse")
+    };
     assert_eq!(sink.mode, crate::WarehouseMode::Mirror);
     assert_eq!(sink.server.database, "analytics");
     assert!(config.sinks["warehouse"].destination.cut_age() < Duration::from_secs(1));

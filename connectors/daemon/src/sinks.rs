@@ -38,9 +38,7 @@ pub(crate) async fn check(config: &Config, tables: &[(String, String)]) -> Vec<F
         Destination::Postgres(warehouse) => {
             let found = connector_postgres_sink::check(warehouse, tables).await.into_iter();
             let severity = |fails| if fails { Severity::Error } else { Severity::Ok };
-            found
-                .map(|f| Finding { severity: severity(f.fails), what: f.what, sql: f.sql, remedy: f.remedy })
-                .collect()
+            found.map(|f| Finding { severity: severity(f.fails), what: f.what, sql: f.sql, remedy: f.remedy }).collect()
         }
     }
 }

@@ -77,7 +77,8 @@ fn names(config: &Config, tables: &[(String, String)]) -> Vec<Finding> {
             places.entry((schema.to_owned(), name)).or_default().push(from.clone());
         }
     }
-    for ((schema, name), from) in places.iter().filter(|(_, from)| from.len() > 1) {
+    for ((schema, name), from) in places.iter_mut().filter(|(_, from)| from.len() > 1) {
+        from.sort();
         let what = format!("{} would all be {schema}.{name} in the warehouse", from.join(" and "));
         findings.push(Finding::bad(what, None, Some(REMEDY)));
     }
@@ -95,7 +96,12 @@ fn names(config: &Config, tables: &[(String, String)]) -> Vec<Finding> {
     findings
 }
 
-async fn look(client: &Client, config: &Config, tables: &[(String, String)], findings: &mut Vec<Finding>) -> Result<()> {
+async fn look(
+    client: &Client,
+    config: &Config,
+    tables: &[(String, String)],
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
     let attempt = || "could not look at the warehouse";
     let sql = "SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(), current_database()::text,
                       has_database_privilege(current_database(), 'TEMPORARY'),
@@ -126,7 +132,11 @@ async fn look(client: &Client, config: &Config, tables: &[(String, String)], fin
             Some(true) => {}
             Some(false) => {
                 let sql = format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role};", quote(schema));
-                findings.push(Finding::bad(format!("the role may not make tables in schema {schema}"), Some(sql), None));
+                findings.push(Finding::bad(
+                    format!("the role may not make tables in schema {schema}"),
+                    Some(sql),
+                    None,
+                ));
             }
             None if create => {}
             None => {
@@ -144,7 +154,12 @@ async fn look(client: &Client, config: &Config, tables: &[(String, String)], fin
 }
 
 /// Tables that are there and are not ours.
-async fn taken(client: &Client, config: &Config, tables: &[(String, String)], findings: &mut Vec<Finding>) -> Result<()> {
+async fn taken(
+    client: &Client,
+    config: &Config,
+    tables: &[(String, String)],
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
     let attempt = || "could not look at the warehouse's tables";
     let sql = "SELECT to_regclass('_highwater.tables') IS NOT NULL AND has_table_privilege(to_regclass('_highwater.tables'), 'SELECT')";
     let ledger: Option<bool> = client.query_one(sql, &[]).await.map_err(|error| failed(error, attempt()))?.get(0);
@@ -160,7 +175,8 @@ async fn taken(client: &Client, config: &Config, tables: &[(String, String)], fi
         if ours.contains(&(schema.to_owned(), name.to_owned())) {
             continue;
         }
-        let sql = "SELECT c.relkind::text, c.reltuples > 0 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        let sql =
+            "SELECT c.relkind::text, c.reltuples > 0 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                     WHERE n.nspname = $1 AND c.relname = $2";
         let row = client.query_opt(sql, &[&schema, &name]).await.map_err(|error| failed(error, attempt()))?;
         let Some(row) = row else { continue };
@@ -208,7 +224,10 @@ mod tests {
     fn names_that_meet_are_told_before_anything_is_written() {
         let tables = [("a", "t"), ("b", "t"), ("a", "T")];
         assert_eq!(found(None, WarehouseMode::Mirror, &tables[..2]), Vec::<String>::new());
-        assert_eq!(found(Some("all"), WarehouseMode::Mirror, &tables[..2]), ["a.t and b.t would all be all.t in the warehouse"]);
+        assert_eq!(
+            found(Some("all"), WarehouseMode::Mirror, &tables[..2]),
+            ["a.t and b.t would all be all.t in the warehouse"]
+        );
         assert_eq!(found(None, WarehouseMode::Mirror, &tables), ["a.T and a.t differ only by case"]);
         let history = [("a", "t"), ("a", "t_current")];
         assert_eq!(

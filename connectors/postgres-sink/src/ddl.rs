@@ -22,7 +22,12 @@ use crate::types::{Fit, Target, base, cast};
 const NAME_BYTES: usize = 63;
 
 /// A table that is new to the sink; one that is there is taken if it is empty.
-pub(crate) async fn create(client: &Client, plan: &Plan, place: (String, String), extra: &[(String, &str)]) -> Result<Mirror> {
+pub(crate) async fn create(
+    client: &Client,
+    plan: &Plan,
+    place: (String, String),
+    extra: &[(String, &str)],
+) -> Result<Mirror> {
     let (schema, name) = place;
     let table = &plan.shape.table;
     let quoted = qualified(&schema, &name);
@@ -89,7 +94,8 @@ async fn existing(client: &Client, mirror: &Mirror, plan: &Plan) -> Result<Optio
     let attempt = || format!("could not look at table {}", mirror.quoted());
     let sql = "SELECT c.oid, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                 WHERE n.nspname = $1 AND c.relname = $2";
-    let found = client.query_opt(sql, &[&mirror.schema, &mirror.name]).await.map_err(|error| failed(error, attempt()))?;
+    let found =
+        client.query_opt(sql, &[&mirror.schema, &mirror.name]).await.map_err(|error| failed(error, attempt()))?;
     let Some(row) = found else { return Ok(None) };
     let (oid, kind): (u32, String) = (row.get(0), row.get(1));
     if !matches!(kind.as_str(), "r" | "p") {
@@ -194,7 +200,9 @@ async fn rename_columns(client: &Client, mirror: &mut Mirror, plan: &Plan, pairs
         .collect();
     // A kept column gives its name up to one that needs it.
     for i in 0..mirror.columns.len() {
-        if !mirror.columns[i].dropped || !plan.shape.table.columns.iter().any(|column| column.name == mirror.columns[i].name) {
+        if !mirror.columns[i].dropped
+            || !plan.shape.table.columns.iter().any(|column| column.name == mirror.columns[i].name)
+        {
             continue;
         }
         let names: HashSet<&str> = mirror.columns.iter().map(|column| column.name.as_str()).collect();
@@ -246,7 +254,11 @@ async fn retype(client: &Client, table: &str, here: &MirrorColumn, target: &Targ
             client.batch_execute("RELEASE retype").await.map_err(|error| failed(error, attempt()))?;
             Ok((target.sql.clone(), target.fit))
         }
-        Err(error) if error.code().is_some_and(|code| code.code().starts_with("22") || matches!(code.code(), "42846" | "42804")) => {
+        Err(error)
+            if error
+                .code()
+                .is_some_and(|code| code.code().starts_with("22") || matches!(code.code(), "42846" | "42804")) =>
+        {
             client.batch_execute("ROLLBACK TO retype").await.map_err(|error| failed(error, attempt()))?;
             let text = client.batch_execute(&change("text")).await;
             text.map_err(|error| failed(error, attempt()))?;
@@ -256,7 +268,13 @@ async fn retype(client: &Client, table: &str, here: &MirrorColumn, target: &Targ
     }
 }
 
-async fn add_missing(client: &Client, mirror: &mut Mirror, plan: &Plan, targets: &[Target], extra: &[(String, &str)]) -> Result<()> {
+async fn add_missing(
+    client: &Client,
+    mirror: &mut Mirror,
+    plan: &Plan,
+    targets: &[Target],
+    extra: &[(String, &str)],
+) -> Result<()> {
     let quoted = mirror.quoted();
     for (name, definition) in extra {
         alter(client, &quoted, &format!("ADD COLUMN IF NOT EXISTS {} {definition}", quote(name))).await?;
@@ -306,7 +324,10 @@ async fn has_unique(client: &Client, mirror: &Mirror) -> Result<bool> {
 }
 
 async fn drop_key(client: &Client, table: &str) -> Result<()> {
-    let sql = format!("SELECT conname::text FROM pg_constraint WHERE conrelid = {}::regclass AND contype = 'p'", literal(table));
+    let sql = format!(
+        "SELECT conname::text FROM pg_constraint WHERE conrelid = {}::regclass AND contype = 'p'",
+        literal(table)
+    );
     let attempt = || format!("could not drop the key of {table}");
     if let Some(row) = client.query_opt(&sql, &[]).await.map_err(|error| failed(error, attempt()))? {
         alter(client, table, &format!("DROP CONSTRAINT {}", quote(row.get(0)))).await?;

@@ -68,7 +68,8 @@ mod tests {
 
     #[test]
     fn what_passes_is_tried_again_and_the_rest_calls_a_person() {
-        for code in ["08006", "40001", "40P01", "57P01", "57P03", "53300", "53100", "55P03", "25P03", "XX000", "58030"] {
+        for code in ["08006", "40001", "40P01", "57P01", "57P03", "53300", "53100", "55P03", "25P03", "XX000", "58030"]
+        {
             assert!(may_pass(code), "{code}");
         }
         for code in ["42501", "42P01", "22P02", "23505", "28P01", "3D000", "0A000", "54011", "55000"] {

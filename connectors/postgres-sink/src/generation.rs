@@ -22,7 +22,8 @@ pub(crate) async fn begin(client: &Client, mirror: &mut Mirror, generation: u64)
     let seen: String = row.map_err(|error| crate::error::failed(error, "could not begin a generation"))?.get(0);
     let table = format!("_highwater.{}", quote(&seen));
     let columns = if mirror.key.is_empty() { "*".into() } else { mirror.key_list("") };
-    run(client, mirror, &format!("CREATE TABLE {table} AS SELECT {columns} FROM {} WITH NO DATA", mirror.quoted())).await?;
+    run(client, mirror, &format!("CREATE TABLE {table} AS SELECT {columns} FROM {} WITH NO DATA", mirror.quoted()))
+        .await?;
     if !mirror.key.is_empty() {
         run(client, mirror, &format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", mirror.key_list(""))).await?;
     }
@@ -34,7 +35,11 @@ pub(crate) async fn begin(client: &Client, mirror: &mut Mirror, generation: u64)
 /// Ends a generation, if it is the one that was begun.
 pub(crate) async fn end(client: &Client, mirror: &mut Mirror, generation: u64) -> Result<()> {
     let Some(seen) = mirror.seen.as_deref().filter(|_| mirror.generation == generation) else {
-        tracing::warn!(stream = mirror.stream, generation, "the end of a generation whose begin is not known: nothing is swept");
+        tracing::warn!(
+            stream = mirror.stream,
+            generation,
+            "the end of a generation whose begin is not known: nothing is swept"
+        );
         return Ok(());
     };
     let (table, seen) = (mirror.quoted(), format!("_highwater.{}", quote(seen)));
@@ -46,7 +51,8 @@ pub(crate) async fn end(client: &Client, mirror: &mut Mirror, generation: u64) -
         run(client, mirror, &format!("INSERT INTO {table} ({names}) SELECT {names} FROM {seen}")).await?;
     } else {
         let same: Vec<String> = mirror.key.iter().map(|name| format!("s.{0} = t.{0}", quote(name))).collect();
-        let sql = format!("DELETE FROM {table} t WHERE NOT EXISTS (SELECT 1 FROM {seen} s WHERE {})", same.join(" AND "));
+        let sql =
+            format!("DELETE FROM {table} t WHERE NOT EXISTS (SELECT 1 FROM {seen} s WHERE {})", same.join(" AND "));
         let swept = client.execute(&sql, &[]).await;
         let swept = swept.map_err(|error| crate::error::failed(error, format!("could not sweep {table}")))?;
         tracing::info!(stream = mirror.stream, generation, swept, "generation ended");

@@ -77,8 +77,19 @@ impl Appended {
                 absent.push(plan.shape.table.columns[i].name.as_str());
             }
         }
-        self.meta(change.op.name(), change.offset.0, change.ordinal, position, transaction.tx, transaction.commit_time.0);
-        if absent.is_empty() { self.rows.put_i32(wire::NULL) } else { texts(&mut self.rows, &absent) }
+        self.meta(
+            change.op.name(),
+            change.offset.0,
+            change.ordinal,
+            position,
+            transaction.tx,
+            transaction.commit_time.0,
+        );
+        if absent.is_empty() {
+            self.rows.put_i32(wire::NULL)
+        } else {
+            texts(&mut self.rows, &absent)
+        }
         match change.old_key {
             Some(body) => {
                 let object = texts_of(&plan, body, &plan.shape.table.key)?;
@@ -119,7 +130,11 @@ impl Appended {
         bytes_field(out, &(offset as i64).to_be_bytes());
         bytes_field(out, &(ordinal as i64).to_be_bytes());
         bytes_field(out, position.as_bytes());
-        if tx.is_empty() { out.put_i32(wire::NULL) } else { bytes_field(out, tx.as_bytes()) }
+        if tx.is_empty() {
+            out.put_i32(wire::NULL)
+        } else {
+            bytes_field(out, tx.as_bytes())
+        }
         bytes_field(out, &wire::micros(commit_time).to_be_bytes());
     }
 }
@@ -148,7 +163,11 @@ fn json(out: &mut Vec<u8>, object: &serde_json::Map<String, serde_json::Value>) 
 
 /// Columns of a body as the source's own text, so that a cast gives the value.
 /// A body of the key alone has them in the key's order, and none is null.
-fn texts_of(plan: &Plan, body: &[u8], columns: &[usize]) -> Result<serde_json::Map<String, serde_json::Value>, Malformed> {
+fn texts_of(
+    plan: &Plan,
+    body: &[u8],
+    columns: &[usize],
+) -> Result<serde_json::Map<String, serde_json::Value>, Malformed> {
     let table = &plan.shape.table;
     let mut reader = Reader::new(body);
     let mut object = serde_json::Map::new();
@@ -202,7 +221,8 @@ pub(crate) async fn append(
     copy.rows(&appended.rows).await?;
     copy.finish().await?;
     let values: Vec<String> = values.into_iter().chain((0..own.len()).map(|i| format!("s.m{i}"))).collect();
-    let sql = format!("INSERT INTO {} ({}) SELECT {} FROM {stage} s", mirror.quoted(), names.join(", "), values.join(", "));
+    let sql =
+        format!("INSERT INTO {} ({}) SELECT {} FROM {stage} s", mirror.quoted(), names.join(", "), values.join(", "));
     run(client, mirror, &sql).await
 }
 
@@ -228,14 +248,17 @@ fn view(mirror: &Mirror, plan: &Plan, prefix: &str) -> Result<String> {
     let (table, names) = (mirror.quoted(), &merge.names);
     let own = |name: &str| quote(&format!("{prefix}{name}"));
     let (op, offset, absent, old_key) = (own("op"), own("offset"), own("absent"), own("old_key"));
+    // Ours within the view: no column of the source has such a name.
+    let (at, there, root, missing) = (own("at"), own("there"), own("root"), own("missing"));
     let key = &plan.shape.table.key;
     let each = |f: &dyn Fn(usize) -> String| key.iter().map(|&i| f(i)).collect::<Vec<_>>().join(", ");
     let old = |from: &str, i: usize| {
         format!("({from}{old_key} ->> {})::{}", literal(&plan.shape.table.columns[i].name), merge.types[i])
     };
+    let was = |i: usize| own(&format!("was{i}"));
     let keys = each(&|i| names[i].clone());
     let old_keys = each(&|i| old("", i));
-    let was = |from: &str| each(&|i| format!("coalesce({}, {from}{}) AS was{i}", old(from, i), names[i]));
+    let came = |from: &str| each(&|i| format!("coalesce({}, {from}{}) AS {}", old(from, i), names[i], was(i)));
     let here: Vec<String> = names.iter().map(|name| format!("a.{name}")).collect();
     let filled: Vec<String> = (0..names.len())
         .map(|i| {
@@ -243,42 +266,43 @@ fn view(mirror: &Mirror, plan: &Plan, prefix: &str) -> Result<String> {
             if plan.shape.table.in_key(i) {
                 format!("f.{}", names[i])
             } else {
-                format!("CASE WHEN {column} = ANY (f.missing) THEN p.{0} ELSE f.{0} END", names[i])
+                format!("CASE WHEN {column} = ANY (f.{missing}) THEN p.{0} ELSE f.{0} END", names[i])
             }
         })
         .collect();
-    let came_from: Vec<String> = key.iter().map(|&i| format!("h.{} = f.was{i}", names[i])).collect();
+    let came_from: Vec<String> = key.iter().map(|&i| format!("h.{} = f.{}", names[i], was(i))).collect();
     Ok(format!(
         "CREATE VIEW {view} AS
          WITH RECURSIVE floor AS (
            SELECT greatest(
              (SELECT max({offset}) FROM {table} WHERE {op} = 'truncate'),
              (SELECT max({offset}) FROM {table} WHERE {op} = 'snapshot_begin'
-                 AND {offset} < (SELECT max({offset}) FROM {table} WHERE {op} = 'snapshot_end')), -1) AS at
+                 AND {offset} < (SELECT max({offset}) FROM {table} WHERE {op} = 'snapshot_end')), -1) AS {at}
          ), placed AS (
-           SELECT {keys}, {offset} AS at, {op} <> 'delete' AS there FROM {table} WHERE {op} IN ('read', 'insert', 'update', 'delete')
+           SELECT {keys}, {offset} AS {at}, {op} <> 'delete' AS {there} FROM {table}
+            WHERE {op} IN ('read', 'insert', 'update', 'delete')
            UNION ALL
            SELECT {old_keys}, {offset}, false FROM {table} WHERE {old_key} IS NOT NULL
          ), last AS (
-           SELECT DISTINCT ON ({keys}) at, there FROM placed ORDER BY {keys}, at DESC
+           SELECT DISTINCT ON ({keys}) {at}, {there} FROM placed ORDER BY {keys}, {at} DESC
          ), filled AS (
-           SELECT a.{offset} AS root, a.{offset} AS at, {here}, coalesce(a.{absent}, '{{}}') AS missing, {was_here}
-             FROM {table} a JOIN last ON last.at = a.{offset}
-            WHERE last.there AND last.at > (SELECT at FROM floor)
+           SELECT a.{offset} AS {root}, a.{offset} AS {at}, {here}, coalesce(a.{absent}, '{{}}') AS {missing}, {came_here}
+             FROM {table} a JOIN last ON last.{at} = a.{offset}
+            WHERE last.{there} AND last.{at} > (SELECT {at} FROM floor)
            UNION ALL
-           SELECT f.root, p.{offset}, {filled},
-                  ARRAY(SELECT unnest(f.missing) INTERSECT SELECT unnest(p.{absent})), {was_before}
+           SELECT f.{root}, p.{offset}, {filled},
+                  ARRAY(SELECT unnest(f.{missing}) INTERSECT SELECT unnest(p.{absent})), {came_before}
              FROM filled f CROSS JOIN LATERAL (
-               SELECT * FROM {table} h WHERE {came_from} AND h.{offset} < f.at AND h.{op} IN ('read', 'insert', 'update')
+               SELECT * FROM {table} h WHERE {came_from} AND h.{offset} < f.{at} AND h.{op} IN ('read', 'insert', 'update')
                 ORDER BY h.{offset} DESC LIMIT 1) p
-            WHERE f.missing <> '{{}}'
+            WHERE f.{missing} <> '{{}}'
          )
-         SELECT {names} FROM (SELECT DISTINCT ON (root) * FROM filled ORDER BY root, at) newest",
+         SELECT {names} FROM (SELECT DISTINCT ON ({root}) * FROM filled ORDER BY {root}, {at}) newest",
         view = qualified(&mirror.schema, &format!("{}{VIEW}", mirror.name)),
         here = here.join(", "),
-        was_here = was("a."),
+        came_here = came("a."),
         filled = filled.join(", "),
-        was_before = was("p."),
+        came_before = came("p."),
         came_from = came_from.join(" AND "),
         names = names.join(", "),
     ))

@@ -49,17 +49,13 @@ impl Ledger {
         epoch: Epoch,
         writer: &str,
     ) -> Result<(Self, Option<Checkpoint>)> {
-        let ledger = Self {
-            sink: settings.sink.clone(),
-            source: settings.source.clone(),
-            log,
-            epoch,
-            writer: writer.into(),
-        };
+        let ledger =
+            Self { sink: settings.sink.clone(), source: settings.source.clone(), log, epoch, writer: writer.into() };
         create(client).await?;
         let attempt = || format!("could not take over the checkpoint of sink {:?}", ledger.sink);
         if !ledger.free(client).await? {
-            let sql = "INSERT INTO _highwater.checkpoints (sink, source, log_id, epoch, writer) VALUES ($1, $2, $3, 0, $4)
+            let sql =
+                "INSERT INTO _highwater.checkpoints (sink, source, log_id, epoch, writer) VALUES ($1, $2, $3, 0, $4)
                        ON CONFLICT DO NOTHING";
             let new = client.execute(sql, &[&ledger.sink, &ledger.source, &log.to_string(), &ledger.writer]).await;
             new.map_err(|error| failed(error, attempt()))?;
@@ -104,7 +100,8 @@ impl Ledger {
         let sql = "SELECT log_id, epoch, writer, next_offset FROM _highwater.checkpoints
                     WHERE sink = $1 AND source = $2 AND lane = '' FOR UPDATE";
         let row = client.query_opt(sql, &[&self.sink, &self.source]).await;
-        let row = row.map_err(|error| failed(error, format!("could not lock the checkpoint of sink {:?}", self.sink)))?;
+        let row =
+            row.map_err(|error| failed(error, format!("could not lock the checkpoint of sink {:?}", self.sink)))?;
         let row = row.ok_or_else(|| {
             Error::halt(format!("the checkpoint of sink {:?} is gone from _highwater.checkpoints", self.sink))
                 .hint("put the row back; or drop the sink's tables and their rows in _highwater.tables to begin anew")
@@ -146,7 +143,13 @@ impl Ledger {
     }
 
     /// Moves the checkpoint on, within the step's transaction.
-    pub(crate) async fn advance(&self, client: &Client, from: Option<Offset>, step: &Step, position: Option<String>) -> Result<()> {
+    pub(crate) async fn advance(
+        &self,
+        client: &Client,
+        from: Option<Offset>,
+        step: &Step,
+        position: Option<String>,
+    ) -> Result<()> {
         let range = step.range();
         if from.is_some_and(|from| from != range.start) {
             return Err(Error::retry(format!(
@@ -168,11 +171,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// The tables of this sink.
-    pub(crate) async fn tables(&self, client: &Client) -> Result<Vec<Mirror>> {
-        let sql = format!("SELECT {} FROM _highwater.tables WHERE sink = $1 AND source = $2", Mirror::COLUMNS);
+    /// The tables of this sink, which all are of one mode.
+    pub(crate) async fn tables(&self, client: &Client, mode: &str) -> Result<Vec<Mirror>> {
+        let sql = format!("SELECT {}, mode FROM _highwater.tables WHERE sink = $1 AND source = $2", Mirror::COLUMNS);
         let rows = client.query(&sql, &[&self.sink, &self.source]).await;
         let rows = rows.map_err(|error| failed(error, "could not read _highwater.tables"))?;
+        let modes = rows.iter().map(|row| row.get::<_, String>(Mirror::FIELDS));
+        if let Some(other) = modes.into_iter().find(|other| other != mode) {
+            return Err(Error::halt(format!(
+                "sink {:?} is set to {mode}, and its tables are of mode {other}",
+                self.sink
+            ))
+            .hint(format!("set `mode` back to \"{other}\"; or give a sink of another name a `schema` of its own")));
+        }
         rows.iter()
             .map(|row| {
                 Mirror::from_row(row).map_err(|error| {
@@ -184,7 +195,8 @@ impl Ledger {
 
     /// Remembers a table, within the step's transaction.
     pub(crate) async fn remember(&self, client: &Client, mirror: &Mirror, mode: &str) -> Result<()> {
-        let sql = "INSERT INTO _highwater.tables AS t (schema_name, table_name, sink, source, stream, mode, shape, columns,
+        let sql =
+            "INSERT INTO _highwater.tables AS t (schema_name, table_name, sink, source, stream, mode, shape, columns,
                           key_columns, generation, seen)
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9, $10, $11)
                    ON CONFLICT (schema_name, table_name) DO UPDATE

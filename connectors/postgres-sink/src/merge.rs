@@ -52,7 +52,13 @@ impl Made {
     }
 
     /// An empty temporary table of these columns.
-    pub(crate) async fn staging(&mut self, client: &Client, mirror: &Mirror, name: &str, columns: &[String]) -> Result<()> {
+    pub(crate) async fn staging(
+        &mut self,
+        client: &Client,
+        mirror: &Mirror,
+        name: &str,
+        columns: &[String],
+    ) -> Result<()> {
         if !self.staging.contains(name) {
             let sql = format!("CREATE TEMP TABLE {name} ({}) ON COMMIT DELETE ROWS", columns.join(", "));
             run(client, mirror, &sql).await?;

@@ -62,7 +62,8 @@ pub(crate) fn name(server: &PostgresServer) -> String {
 /// Verifies against `ca`, or the machine's own roots.
 fn verify_full(ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<ClientConfig> {
     let broken = |path: &Path, error: &dyn std::fmt::Display| {
-        Error::halt(format!("{} cannot be used for TLS: {error}", path.display())).hint("check `ca`, `cert` and `key` of the sink")
+        Error::halt(format!("{} cannot be used for TLS: {error}", path.display()))
+            .hint("check `ca`, `cert` and `key` of the sink")
     };
     let mut roots = RootCertStore::empty();
     match ca {

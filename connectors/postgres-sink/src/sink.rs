@@ -64,14 +64,16 @@ impl PostgresSink {
     /// Of a configuration; connects when it is opened.
     pub fn new(settings: Settings, config: &Config) -> Result<Self> {
         let mut random = [0; 16];
-        let read = std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
+        let read =
+            std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
         read.map_err(|error| Error::halt("could not read /dev/urandom").because(error))?;
         let writer = LogId(random).to_string();
         Ok(Self { settings, config: config.clone(), writer, open: None })
     }
 
-    fn opened(&mut self) -> Result<&mut Open> {
-        self.open.as_mut().ok_or_else(|| Error::retry("the sink is not open"))
+    fn opened(&mut self) -> Result<(&Settings, &mut Open)> {
+        let open = self.open.as_mut().ok_or_else(|| Error::retry("the sink is not open"))?;
+        Ok((&self.settings, open))
     }
 }
 
@@ -83,7 +85,7 @@ impl Sink for PostgresSink {
         self.open = None;
         let mut client = session::connect(&self.config.server).await?;
         let (ledger, checkpoint) = Ledger::take_over(&mut client, &self.settings, log, epoch, &self.writer).await?;
-        let tables = ledger.tables(&client).await?;
+        let tables = ledger.tables(&client, mode(&self.settings)).await?;
         self.open = Some(Open {
             client,
             ledger,
@@ -102,9 +104,7 @@ impl Sink for PostgresSink {
         if shape.table.kind != TableKind::Table {
             return Ok(());
         }
-        let limit = self.settings.cut_bytes;
-        let settings = self.settings.clone();
-        let open = self.opened()?;
+        let (settings, open) = self.opened()?;
         let plan = open.plan(shape).await?;
         let grown = match settings.mode {
             WarehouseMode::History => {
@@ -128,8 +128,8 @@ impl Sink for PostgresSink {
         open.staged += grown;
         // A transaction of any size: what does not fit into memory goes ahead
         // into the step's own transaction, unseen until that is committed.
-        if open.held() >= limit {
-            open.flush(&settings).await?;
+        if open.staged >= settings.cut_bytes && open.held() >= settings.cut_bytes {
+            open.flush(settings).await?;
         }
         Ok(())
     }
@@ -139,11 +139,10 @@ impl Sink for PostgresSink {
         if mark.generation <= 1 || shape.table.kind != TableKind::Table {
             return Ok(());
         }
-        let (mode, position) = (self.settings.mode, self.settings.position);
-        let open = self.opened()?;
+        let (settings, open) = self.opened()?;
         let plan = open.plan(shape).await?;
-        if mode == WarehouseMode::History {
-            open.appended(&plan).mark(mark, offset.0, &position(&mark.position));
+        if settings.mode == WarehouseMode::History {
+            open.appended(&plan).mark(mark, offset.0, &(settings.position)(&mark.position));
             return Ok(());
         }
         let piece = match mark.op.as_str() {
@@ -156,14 +155,14 @@ impl Sink for PostgresSink {
     }
 
     async fn staged(&mut self) -> Result<Vec<Merged>> {
-        let settings = self.settings.clone();
-        self.opened()?.flush(&settings).await?;
+        let (settings, open) = self.opened()?;
+        open.flush(settings).await?;
         Ok(vec![Merged(())])
     }
 
     async fn commit(&mut self, _: Vec<Merged>, step: Step) -> Result<Checkpoint> {
-        let position = step.position.as_ref().map(|position| (self.settings.position)(position.as_bytes()));
-        let open = self.opened()?;
+        let (settings, open) = self.opened()?;
+        let position = step.position.as_ref().map(|position| (settings.position)(position.as_bytes()));
         let from = open.begin().await?;
         open.ledger.advance(&open.client, from, &step, position).await?;
         fault::point("pre-commit");
@@ -293,14 +292,14 @@ impl Open {
             let history = settings.mode == WarehouseMode::History;
             let own = if history { history::columns(plan, &settings.meta_prefix) } else { Vec::new() };
             let mut mirror = match known {
-                None => ddl::create(&self.client, plan, place(&plan.shape.table, settings.schema.as_deref()), &own).await?,
+                None => {
+                    ddl::create(&self.client, plan, place(&plan.shape.table, settings.schema.as_deref()), &own).await?
+                }
                 Some(known) => {
                     let mut mirror = known.clone();
                     if history {
                         history::drop_view(&self.client, &mirror).await?;
                     }
-                    // What it notes has the form of the table as it was.
-                    generation::abandon(&self.client, &mut mirror).await?;
                     ddl::align(&self.client, &mut mirror, plan, settings.drop, &own).await?;
                     mirror
                 }
@@ -311,6 +310,10 @@ impl Open {
                 let columns = &plan.shape.table.columns;
                 let key = plan.shape.table.key.iter().map(|&i| columns[i].name.clone()).collect();
                 ddl::align_key(&self.client, &mut mirror, key).await?;
+                // What a reading notes has the form of the key as it was.
+                if known.is_some_and(|known| mirror.key.is_empty() || known.key_types() != mirror.key_types()) {
+                    generation::abandon(&self.client, &mut mirror).await?;
+                }
             }
             self.ledger.remember(&self.client, &mirror, mode(settings)).await?;
             // Statements name columns and types as they were.
@@ -337,6 +340,7 @@ fn unreadable(shape: &Shape, error: Malformed) -> Error {
 
 fn refused(shape: &Shape, why: &str) -> Error {
     let table = format!("{}.{}", shape.table.schema, shape.table.name);
-    Error::halt(format!("{table} has no key and {why}: its rows cannot be told apart"))
-        .hint(format!("at the source: ALTER TABLE {table} REPLICA IDENTITY FULL, or add a primary key; or leave the table out"))
+    Error::halt(format!("{table} has no key and {why}: its rows cannot be told apart")).hint(format!(
+        "at the source: ALTER TABLE {table} REPLICA IDENTITY FULL, or add a primary key; or leave the table out"
+    ))
 }

@@ -44,6 +44,8 @@ impl Mirror {
     /// Columns of `_highwater.tables`, in the order of `from_row`.
     pub(crate) const COLUMNS: &'static str =
         "stream, schema_name, table_name, shape, columns::text, key_columns, generation, seen";
+    /// How many they are.
+    pub(crate) const FIELDS: usize = 8;
 
     pub(crate) fn from_row(row: &Row) -> Result<Self, serde_json::Error> {
         Ok(Self {
@@ -67,6 +69,12 @@ impl Mirror {
     pub(crate) fn columns_of(&self, shape: &Shape) -> Option<Vec<&MirrorColumn>> {
         let find = |name: &str| self.columns.iter().find(|column| !column.dropped && column.name == name);
         shape.table.columns.iter().map(|column| find(&column.name)).collect()
+    }
+
+    /// The key's names and types.
+    pub(crate) fn key_types(&self) -> Vec<(&str, &str)> {
+        let ty = |name: &str| self.columns.iter().find(|column| column.name == *name).map_or("", |c| c.ty.as_str());
+        self.key.iter().map(|name| (name.as_str(), ty(name))).collect()
     }
 
     /// The key's names for SQL, each after `prefix`.
