@@ -385,17 +385,19 @@ async fn schema_changes_come_in_their_order_while_rows_are_written() {
     let client = source.client().await;
     client
         .batch_execute(
-            "CREATE TABLE t (id int PRIMARY KEY, a int, b varchar(10), c text, gone text);
+            "CREATE TABLE empty (id int PRIMARY KEY, a text);
+             CREATE TABLE t (id int PRIMARY KEY, a int, b varchar(10), c text, gone text);
              INSERT INTO t SELECT i, i, 'b' || i, 'c' || i, 'g' FROM generate_series(1, 1000) i",
         )
         .await
         .unwrap();
-    source.publish("highwater_shop", "t").await;
+    source.publish("highwater_shop", "t, empty").await;
     let folder = folder("pgsink-ddl");
     let config = config(&source, &warehouse, "drop = \"drop\"");
     let mut daemon = Daemon::new(&folder, &config);
     daemon.catch_up();
     let here = Arc::new(warehouse.client().await);
+    assert_eq!(columns(&here, "empty").await, ["id", "a"], "a table without rows is there too");
     let script = [
         "ALTER TABLE t ADD COLUMN d date; UPDATE t SET d = '2024-02-29' WHERE id % 2 = 0",
         "ALTER TABLE t ALTER b TYPE varchar(20); UPDATE t SET b = repeat('w', 20) WHERE id % 3 = 0",
@@ -503,6 +505,60 @@ async fn what_a_new_reading_does_not_find_goes() {
             .await,
         0
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_a_table_again_mends_a_mirror_that_was_tampered_with() {
+    let source = Postgres::new(17).await;
+    let warehouse = warehouse(None, 17).await;
+    let client = source.client().await;
+    client
+        .batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT i, 'a' || i FROM generate_series(1, 20000) i;
+             CREATE TABLE bag (a int, b text); ALTER TABLE bag REPLICA IDENTITY FULL;
+             INSERT INTO bag SELECT i % 100, 'x' FROM generate_series(1, 1000) i",
+        )
+        .await
+        .unwrap();
+    source.publish("highwater_shop", "t, bag").await;
+    let folder = folder("pgsink-again");
+    let mut daemon = Daemon::new(&folder, &config(&source, &warehouse, ""));
+    daemon.catch_up();
+    let here = Arc::new(warehouse.client().await);
+    here.batch_execute("DELETE FROM t WHERE id % 7 = 0; UPDATE t SET a = 'bent' WHERE id % 11 = 0; INSERT INTO t SELECT -i, 'too many' FROM generate_series(1, 500) i; DELETE FROM bag WHERE a = 5; INSERT INTO bag VALUES (5, 'y')")
+        .await
+        .unwrap();
+    daemon.start(&["run"], None);
+    capturing(&daemon).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writing = tokio::spawn({
+        let (client, stop) = (source.client().await, stop.clone());
+        async move {
+            let mut i = 0;
+            while !stop.load(Ordering::Relaxed) {
+                i += 1;
+                let sql = format!("UPDATE t SET a = 'w{i}' WHERE id = {}; DELETE FROM t WHERE id = {}; INSERT INTO t VALUES ({}, 'new'); INSERT INTO bag VALUES ({i}, 'w'); DELETE FROM bag WHERE a = {} AND b = 'w'", i * 3 % 20000, i * 17 % 20000, 30000 + i, i - 5);
+                client.batch_execute(&sql).await.unwrap();
+            }
+        }
+    });
+    for table in ["public.t", "public.bag"] {
+        let (code, out, err) = daemon.run(&["snapshot", "shop", table]);
+        assert_eq!(code, 0, "{out}{err}");
+    }
+    let swept = "SELECT count(*) FROM _highwater.tables WHERE generation = 2 AND seen IS NULL";
+    until(60, "both readings have ended", || {
+        let here = here.clone();
+        async move { number(&here, swept).await == 2 }
+    })
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    writing.await.unwrap();
+    daemon.signal("TERM");
+    daemon.wait(Duration::from_secs(10));
+    daemon.catch_up();
+    same(&client, &here, "t").await;
+    same(&client, &here, "bag").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,6 +56,8 @@ enum Piece {
     Rows(Box<Fold>),
     /// Of a history.
     Append(Box<Appended>),
+    /// Only that it is there: a table without rows is a table too.
+    Table(Arc<Plan>),
     Begin(Arc<Plan>, u64),
     End(u64),
 }
@@ -135,12 +137,18 @@ impl Sink for PostgresSink {
     }
 
     async fn stage_mark(&mut self, shape: &Arc<Shape>, mark: &Mark, offset: Offset) -> Result<()> {
-        // The first reading of a table is its beginning: nothing went before.
-        if mark.generation <= 1 || shape.table.kind != TableKind::Table {
+        if shape.table.kind != TableKind::Table {
             return Ok(());
         }
         let (settings, open) = self.opened()?;
         let plan = open.plan(shape).await?;
+        // The first reading of a table is its beginning: nothing went before.
+        if mark.generation <= 1 {
+            if mark.op == Mark::BEGIN {
+                open.waiting.entry(shape.table.stream()).or_default().push(Piece::Table(plan));
+            }
+            return Ok(());
+        }
         if settings.mode == WarehouseMode::History {
             open.appended(&plan).mark(mark, offset.0, &(settings.position)(&mark.position));
             return Ok(());
@@ -259,6 +267,9 @@ impl Open {
                     Piece::Append(rows) => {
                         let mirror = self.shaped(settings, &rows.plan).await?.clone();
                         history::append(&self.client, &mut self.made, &mirror, &rows, settings).await?;
+                    }
+                    Piece::Table(plan) => {
+                        self.shaped(settings, &plan).await?;
                     }
                     Piece::Begin(plan, generation) => {
                         // A table that is made now holds nothing to sweep.

@@ -62,7 +62,7 @@ impl Finding {
 /// will be given.
 pub async fn captured(config: &Postgres) -> connector::Result<Vec<(String, String)>> {
     let client = control::connect(&target(config)?).await?;
-    let tables = selected(&client, config).await?;
+    let tables = matching(&client, config).await?;
     Ok(tables.into_iter().map(|table| (table.schema, table.name)).collect())
 }
 
