@@ -9,11 +9,9 @@ mod commands;
 mod conformance;
 mod failover;
 mod kills;
-<<<<<<< HEAD
 mod outages;
-=======
+mod pgsink;
 mod registry;
->>>>>>> registry
 mod s3;
 mod spine;
 mod tls;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::spine::to_folder;
 
 /// Type, a literal, and how `tail` prints it; None: as the database's text.
-const VALUES: &[(&str, &str, Option<&str>)] = &[
+pub(crate) const VALUES: &[(&str, &str, Option<&str>)] = &[
     ("boolean", "true", Some("true")),
     ("smallint", "-32768", Some("-32768")),
     ("integer", "2147483647", Some("2147483647")),
@@ -123,7 +123,7 @@ const VALUES: &[(&str, &str, Option<&str>)] = &[
 ];
 
 /// Of extensions, where the server has them: extension, type, literal, as printed.
-const EXTENSIONS: &[(&str, &str, &str, Option<&str>)] = &[
+pub(crate) const EXTENSIONS: &[(&str, &str, &str, Option<&str>)] = &[
     ("hstore", "hstore", "'a=>1, \"b c\"=>NULL, d=>\"x\\\"y\"'", Some(r#"{"a":"1","d":"x\"y","b c":null}"#)),
     ("citext", "citext", "'MiXed'", None),
     ("ltree", "ltree", "'Top.Science'", None),
@@ -132,17 +132,16 @@ const EXTENSIONS: &[(&str, &str, &str, Option<&str>)] = &[
     ("seg", "seg", "'1.5 .. 2'", None),
 ];
 
+/// Types of the database's own.
+pub(crate) const TYPES: &str =
+    "CREATE TYPE mood AS ENUM ('so ''so''\"', 'other'); CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+    CREATE DOMAIN shallow AS numeric(9,2); CREATE DOMAIN deep AS shallow; CREATE TYPE pair AS (a int, b text);
+    CREATE TYPE nested AS (n bigint, p pair, l int[])";
+
 async fn values(version: u32) {
     let postgres = Postgres::new(version).await;
     let client = postgres.client().await;
-    client
-        .batch_execute(
-            "CREATE TYPE mood AS ENUM ('so ''so''\"', 'other'); CREATE DOMAIN positive AS int CHECK (VALUE > 0);
-             CREATE DOMAIN shallow AS numeric(9,2); CREATE DOMAIN deep AS shallow; CREATE TYPE pair AS (a int, b text);
-             CREATE TYPE nested AS (n bigint, p pair, l int[])",
-        )
-        .await
-        .unwrap();
+    client.batch_execute(TYPES).await.unwrap();
     // A server that came before negative scales and infinities has fewer.
     let mut values: Vec<_> = VALUES.iter().filter(|(ty, _, _)| version >= 15 || !ty.contains("-2")).copied().collect();
     for &(extension, ty, literal, expected) in EXTENSIONS {

@@ -14,6 +14,7 @@ use crate::object_store::ObjectStore;
 use crate::pattern::Patterns;
 use crate::postgres::Postgres;
 use crate::registry::Registry;
+use crate::postgres_sink::PostgresSink;
 use crate::section::{Faulty, Section};
 
 /// A configuration without faults.
@@ -50,7 +51,26 @@ pub struct Sink {
     /// Whether `tables` was given.
     pub narrowed: bool,
     /// The destination.
-    pub store: ObjectStore,
+    pub destination: Destination,
+}
+
+/// Where a sink's changes go.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// Files in a folder or a bucket.
+    ObjectStore(Box<ObjectStore>),
+    /// Tables of a PostgreSQL warehouse.
+    Postgres(Box<PostgresSink>),
+}
+
+impl Destination {
+    /// A step ends when its first event has waited so long.
+    pub fn cut_age(&self) -> Duration {
+        match self {
+            Self::ObjectStore(store) => store.cut_age,
+            Self::Postgres(warehouse) => warehouse.cut_age,
+        }
+    }
 }
 
 /// How logs are kept.
@@ -142,10 +162,7 @@ impl Config {
             let path = format!("sinks.{name}");
             check_name(&path, &name, root.faulty);
             let mut section = Section::new(&path, value, root.faulty);
-            if section.choice("type", &["object-store", "postgres"]) != "object-store" {
-                section.fault("type", "\"postgres\" is not in this version as a sink", Some("\"object-store\""));
-                continue;
-            }
+            let kind = section.choice("type", &["object-store", "postgres"]);
             let from = section.list("from").unwrap_or_default();
             if from.is_empty() {
                 section.fault("from", "names no source", Some("write it like [\"shop\"]"));
@@ -167,8 +184,11 @@ impl Config {
                 section.fault("tables", format!("{pattern:?} is no pattern: {why}"), None);
                 Patterns::new(Vec::new()).expect("no pattern cannot be wrong")
             });
-            let store = ObjectStore::read(section);
-            sinks.insert(name, Sink { from, tables, narrowed, store });
+            let destination = match kind {
+                "postgres" => Destination::Postgres(Box::new(PostgresSink::read(section))),
+                _ => Destination::ObjectStore(Box::new(ObjectStore::read(section))),
+            };
+            sinks.insert(name, Sink { from, tables, narrowed, destination });
         }
         let is_registry = matches!(registry, Some(Registry::Served(_)));
         if sources.is_empty() && !is_registry && root.faulty.faults.is_empty() {

@@ -6,15 +6,17 @@ mod file;
 mod object_store;
 mod pattern;
 mod postgres;
+mod postgres_sink;
 mod registry;
 mod section;
 mod units;
 
 pub use fault::{Fault, Faults};
-pub use file::{Config, Log, Sink, Source};
+pub use file::{Config, Destination, Log, Sink, Source};
 pub use object_store::ObjectStore;
 pub use pattern::Patterns;
-pub use postgres::{Postgres, PostgresTls, SnapshotMode, TableOptions};
+pub use postgres::{Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
+pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};
 pub use registry::{ExternalRegistry, Registry, RegistryRole, RegistryTls, RegistryToken, RegistryUser, ServedRegistry};
 pub use section::Secret;
 

@@ -10,6 +10,23 @@ use url::{Host, Url};
 use crate::pattern::Patterns;
 use crate::section::{Secret, Section};
 
+/// A server, a database, a role: what a url and the settings beside it say.
+#[derive(Clone, Debug)]
+pub struct PostgresServer {
+    /// Name, address, or a socket's folder.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Database.
+    pub database: String,
+    /// Password.
+    pub password: Option<Secret>,
+    /// Encryption.
+    pub tls: PostgresTls,
+}
+
 /// A PostgreSQL source.
 #[derive(Clone, Debug)]
 pub struct Postgres {
@@ -58,7 +75,7 @@ pub struct TableOptions {
     pub as_text: Vec<String>,
 }
 
-/// Encryption of a source's connections.
+/// Encryption of a server's connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PostgresTls {
     /// In the clear.
@@ -85,16 +102,15 @@ pub enum SnapshotMode {
 
 impl Postgres {
     pub(crate) fn read(name: &str, mut section: Section<'_>) -> Self {
-        let folder = section.faulty.file.parent().map(PathBuf::from).unwrap_or_default();
-        let text = section.required("url");
+        let server = PostgresServer::read(&mut section);
         let mut source = Self {
             name: name.into(),
-            host: "localhost".into(),
-            port: 5432,
-            user: String::new(),
-            database: String::new(),
-            password: None,
-            tls: PostgresTls::Disable,
+            host: server.host,
+            port: server.port,
+            user: server.user,
+            database: server.database,
+            password: server.password,
+            tls: server.tls,
             tables: section.patterns("tables", "*.*"),
             slot: section.text("slot").unwrap_or_else(|| format!("highwater_{name}")),
             failover: section.flag("failover", true),
@@ -105,20 +121,6 @@ impl Postgres {
             heartbeat: section.duration("heartbeat").unwrap_or(Duration::from_secs(10)),
             max_row: section.bytes("max_row").unwrap_or(64 << 20),
             table_options: Vec::new(),
-        };
-        let near = source.read_url(&text, &mut section);
-        if let Some(password) = section.secret("password", near) {
-            source.password = Some(password);
-        }
-        let path = |section: &mut Section<'_>, name| section.text(name).map(|path| folder.join(path));
-        let (ca, cert, key) = (path(&mut section, "ca"), path(&mut section, "cert"), path(&mut section, "key"));
-        if cert.is_some() != key.is_some() {
-            section.fault("cert", "`cert` and `key` go together", None);
-        }
-        let default: &[&'static str] = if near { &["disable", "verify-full"] } else { &["verify-full", "disable"] };
-        source.tls = match section.choice("tls", default) {
-            "disable" => PostgresTls::Disable,
-            _ => PostgresTls::VerifyFull { ca, cert, key },
         };
         let slot_is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         if source.slot.is_empty() || source.slot.len() > 63 || !source.slot.chars().all(slot_is_plain) {
@@ -161,6 +163,43 @@ impl Postgres {
         }
         section.finish();
         source
+    }
+
+    /// The options of a table.
+    pub fn options(&self, schema: &str, table: &str) -> Option<&TableOptions> {
+        let name = format!("{schema}.{table}");
+        self.table_options.iter().rev().find(|(pattern, _)| pattern.matches(&name)).map(|(_, options)| options)
+    }
+}
+
+impl PostgresServer {
+    /// `url`, `password`, `tls`, `ca`, `cert`, `key` of a section.
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
+        let folder = section.faulty.file.parent().map(PathBuf::from).unwrap_or_default();
+        let text = section.required("url");
+        let mut server = Self {
+            host: "localhost".into(),
+            port: 5432,
+            user: String::new(),
+            database: String::new(),
+            password: None,
+            tls: PostgresTls::Disable,
+        };
+        let near = server.read_url(&text, section);
+        if let Some(password) = section.secret("password", near) {
+            server.password = Some(password);
+        }
+        let path = |section: &mut Section<'_>, name| section.text(name).map(|path| folder.join(path));
+        let (ca, cert, key) = (path(section, "ca"), path(section, "cert"), path(section, "key"));
+        if cert.is_some() != key.is_some() {
+            section.fault("cert", "`cert` and `key` go together", None);
+        }
+        let default: &[&'static str] = if near { &["disable", "verify-full"] } else { &["verify-full", "disable"] };
+        server.tls = match section.choice("tls", default) {
+            "disable" => PostgresTls::Disable,
+            _ => PostgresTls::VerifyFull { ca, cert, key },
+        };
+        server
     }
 
     /// Whether the server is on this machine.
@@ -210,12 +249,6 @@ impl Postgres {
             }
         }
         near
-    }
-
-    /// The options of a table.
-    pub fn options(&self, schema: &str, table: &str) -> Option<&TableOptions> {
-        let name = format!("{schema}.{table}");
-        self.table_options.iter().rev().find(|(pattern, _)| pattern.matches(&name)).map(|(_, options)| options)
     }
 }
 

@@ -129,3 +129,14 @@ fn faults_of_the_registry_are_told_with_suggestions() {
     let config = elsewhere("url = \"https://registry.example/base\"\ntoken = { env = \"PATH\" }\n").unwrap();
     assert!(matches!(config.registry, Some(crate::Registry::External(_))));
 }
+
+#[test]
+fn the_warehouse_example_is_a_mirror() {
+    let config = load(include_str!("../../examples/warehouse.toml")).unwrap();
+    let crate::Destination::Postgres(sink) = &config.sinks["warehouse"].destination else {
+        panic!("it is a warehouse")
+    };
+    assert_eq!(sink.mode, crate::WarehouseMode::Mirror);
+    assert_eq!(sink.server.database, "analytics");
+    assert!(config.sinks["warehouse"].destination.cut_age() < Duration::from_secs(1));
+}

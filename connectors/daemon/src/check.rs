@@ -1,5 +1,6 @@
 //! Looks at everything, changes nothing.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -12,22 +13,20 @@ use crate::{out, sinks, status};
 
 pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     let mut all: Vec<(String, Finding)> = vec![("data folder".into(), data_folder(&config.data_dir))];
+    let mut captured = BTreeMap::new();
     for (name, source) in &config.sources {
         let Source::Postgres(source) = source;
         let findings = connector_postgres::check(source, status::durable(&config, name)).await;
         all.extend(findings.into_iter().map(|finding| (format!("source {name}"), finding)));
+        // What hinders this has just been told.
+        captured.insert(name, connector_postgres::captured(source).await.unwrap_or_default());
     }
     for (name, sink) in &config.sinks {
-        let finding = match sinks::check(sink).await {
-            Ok(what) => Finding { severity: Severity::Ok, what, sql: None, remedy: None },
-            Err(error) => Finding {
-                severity: Severity::Error,
-                what: error.chain(),
-                sql: None,
-                remedy: error.remedy().map(str::to_owned),
-            },
-        };
-        all.push((format!("sink {name}"), finding));
+        let given = sink.from.iter().filter_map(|source| captured.get(source)).flatten();
+        let wanted = given.filter(|(schema, table)| sink.tables.matches(&format!("{schema}.{table}")));
+        let tables: Vec<(String, String)> = wanted.cloned().collect();
+        let findings = sinks::check(sink, &tables).await;
+        all.extend(findings.into_iter().map(|finding| (format!("sink {name}"), finding)));
     }
     let failing = all.iter().any(|(_, finding)| finding.severity == Severity::Error);
     for (of, finding) in &all {

@@ -112,7 +112,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
                     TableKind::Table => tables.matches(&format!("{}.{}", table.schema, table.name)),
                     TableKind::Messages => !narrowed,
                 }),
-                age: sink.store.cut_age,
+                age: sink.destination.cut_age(),
                 status,
             });
         }

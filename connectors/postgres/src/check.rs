@@ -58,6 +58,14 @@ impl Finding {
     }
 }
 
+/// Schema and name of each table that a configuration captures: what a sink
+/// will be given.
+pub async fn captured(config: &Postgres) -> connector::Result<Vec<(String, String)>> {
+    let client = control::connect(&target(config)?).await?;
+    let tables = matching(&client, config).await?;
+    Ok(tables.into_iter().map(|table| (table.schema, table.name)).collect())
+}
+
 /// `durable`: where this source's log stands, if it has one.
 pub async fn check(config: &Postgres, durable: Option<Lsn>) -> Vec<Finding> {
     let client = match target(config) {

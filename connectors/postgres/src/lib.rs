@@ -35,7 +35,7 @@ mod tables;
 mod target;
 mod tls;
 
-pub use check::{Finding, Severity, check};
+pub use check::{Finding, Severity, captured, check};
 pub use error::{ServerError, WireError};
 pub use lsn::{Lsn, NotAnLsn};
 pub use repair::{Plan, plan, read_again, repair};

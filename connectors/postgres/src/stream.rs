@@ -23,6 +23,10 @@ const IDLE: Duration = Duration::from_secs(1);
 /// While the stream lags, whole transactions wait so long for others to go with:
 /// each batch handed on wakes two threads and may cost a sync.
 const GATHER: Duration = Duration::from_millis(2);
+/// The stream stands still for a round's point at most so long, and longer with
+/// each try: making a slot waits for transactions in progress.
+const STILL: Duration = Duration::from_secs(2);
+const LONGEST_STILL: Duration = Duration::from_secs(60);
 
 /// What the stream's thread shares with its source.
 #[derive(Debug, Default)]
@@ -133,6 +137,11 @@ impl<S: Schemas> Stream<S> {
         let mut serial = 0;
         let mut preparing: Option<mpsc::Receiver<Result<Prepared>>> = None;
         let mut prepared: Option<Prepared> = None;
+        // The furthest commit of which anything was taken, and until when the
+        // stream stands still for a round's point.
+        let mut begun = Lsn(0);
+        let mut still_until: Option<Instant> = None;
+        let mut still = STILL;
         let mut idle_since = Instant::now();
         let mut gathering: Option<Instant> = None;
         let mut asked = false;
@@ -148,8 +157,19 @@ impl<S: Schemas> Stream<S> {
                     }
                     Some(waiting) => match waiting.try_recv() {
                         Ok(made) => {
-                            prepared = Some(made?);
+                            let made = made?;
                             preparing = None;
+                            if begun >= made.point {
+                                // Rows read there would come behind newer changes that
+                                // are logged already. Another point, and this time
+                                // the stream does not run ahead of it.
+                                tracing::debug!(point = %made.point, "the stream was faster than the round's point");
+                                still_until = Some(Instant::now() + still);
+                                still = (still * 2).min(LONGEST_STILL);
+                                continue;
+                            }
+                            (still_until, still) = (None, STILL);
+                            prepared = Some(made);
                         }
                         Err(mpsc::TryRecvError::Empty) => {}
                         Err(mpsc::TryRecvError::Disconnected) => {
@@ -157,6 +177,12 @@ impl<S: Schemas> Stream<S> {
                         }
                     },
                 }
+            }
+            // Making a slot waits for transactions in progress: no longer than this.
+            if preparing.is_some() && still_until.is_some_and(|until| Instant::now() < until) {
+                self.replication.tell(false)?;
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
             }
             let point = prepared.as_ref().map(|p| p.point);
             let mut reached = false;
@@ -168,6 +194,7 @@ impl<S: Schemas> Stream<S> {
                         Flow::On => {}
                         // The transaction ends behind the round's point: the round comes first.
                         Flow::Begun(commit) => {
+                            begun = begun.max(commit);
                             reached = point.is_some_and(|point| commit >= point);
                             if self.capture.stands_alone() {
                                 self.hand()?;

@@ -1,0 +1,36 @@
+//! The warehouse sink: tables of another PostgreSQL, in step with the source.
+//!
+//! ```text
+//!  stage   rows ─ Fold ─► last image a key, in memory
+//!  commit  BEGIN, lock the checkpoint ─► tables altered ─► COPY, merge ─► checkpoint, COMMIT
+//! ```
+//!
+//! Rows and checkpoint go in one transaction, so each change is there once
+//! whatever dies, and a step ends only between transactions of the source, so a
+//! reader sees only states that the source had. The checkpoint's row carries the
+//! epoch, and its lock decides who writes. `docs/postgres-sink.md` is for users.
+
+mod bag;
+mod check;
+mod copy;
+mod ddl;
+mod error;
+mod fold;
+mod generation;
+mod history;
+mod ledger;
+mod merge;
+mod plan;
+mod session;
+mod settings;
+mod short;
+mod sink;
+mod sql;
+mod table;
+mod text;
+mod types;
+mod wire;
+
+pub use check::{Finding, check};
+pub use settings::Settings;
+pub use sink::{Merged, PostgresSink};

@@ -1,0 +1,300 @@
+//! A fold into a table, within the step's transaction.
+//!
+//! Large ones go by COPY into a temporary table of the session and from there
+//! by one statement a kind of change. The order matters: rows whose key changed
+//! first fetch what was not sent from where they were, then what is gone goes,
+//! then what is whole is put, then what is known is set. So rows may change
+//! places in one step, and no unique key is ever in the way.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::BufMut;
+use connector::{Error, Result};
+use tokio_postgres::{Client, Statement};
+
+use crate::copy::Copy;
+use crate::error::failed;
+use crate::fold::{Fold, Image};
+use crate::plan::Plan;
+use crate::sql::quote;
+use crate::table::Mirror;
+use crate::types::cast;
+use crate::wire;
+
+/// Fewer changes go one by one, in one trip to the server.
+const FEW: usize = 32;
+
+const GONE: i16 = 0;
+const WHOLE: i16 = 1;
+const PATCH: i16 = 2;
+const MOVED: i16 = 3;
+/// Moved, and what was not sent is fetched.
+const FETCHED: i16 = 4;
+
+/// What a session has made: temporary tables and prepared statements.
+#[derive(Default)]
+pub(crate) struct Made {
+    staging: HashSet<String>,
+    /// Temporary tables that hold rows of this transaction.
+    used: HashSet<String>,
+    pub(crate) statements: HashMap<(u32, Vec<u8>), Statement>,
+}
+
+impl Made {
+    /// A table was altered: statements name what it had.
+    pub(crate) fn forget(&mut self) {
+        self.statements.clear();
+    }
+
+    /// A transaction begins: temporary tables are empty.
+    pub(crate) fn begin(&mut self) {
+        self.used.clear();
+    }
+
+    /// An empty temporary table of these columns.
+    pub(crate) async fn staging(
+        &mut self,
+        client: &Client,
+        mirror: &Mirror,
+        name: &str,
+        columns: &[String],
+    ) -> Result<()> {
+        if !self.staging.contains(name) {
+            let sql = format!("CREATE TEMP TABLE {name} ({}) ON COMMIT DELETE ROWS", columns.join(", "));
+            run(client, mirror, &sql).await?;
+            self.staging.insert(name.to_owned());
+        } else if self.used.contains(name) {
+            run(client, mirror, &format!("TRUNCATE pg_temp.{name}")).await?;
+        }
+        self.used.insert(name.to_owned());
+        Ok(())
+    }
+}
+
+/// Writes a fold to its table.
+pub(crate) async fn merge(client: &Client, made: &mut Made, mirror: &Mirror, fold: &Fold) -> Result<()> {
+    if fold.emptied {
+        // Not TRUNCATE: it shows an empty table to readers with an older snapshot.
+        run(client, mirror, &format!("DELETE FROM {}", mirror.quoted())).await?;
+    }
+    if fold.images.is_empty() {
+        return Ok(());
+    }
+    let moved = fold.images.values().any(|image| matches!(image, Image::Patch { origin: Some(_), .. }));
+    let merge = Merge::new(mirror, &fold.plan)?;
+    if fold.images.len() <= FEW && !moved && mirror.seen.is_none() {
+        crate::short::apply(client, made, &merge, fold).await
+    } else {
+        merge.staged(client, made, fold).await
+    }
+}
+
+/// The SQL for one table under one shape.
+pub(crate) struct Merge<'a> {
+    pub(crate) mirror: &'a Mirror,
+    pub(crate) plan: &'a Plan,
+    /// For each column of the shape: its name and its type here.
+    pub(crate) names: Vec<String>,
+    pub(crate) types: Vec<&'a str>,
+}
+
+impl<'a> Merge<'a> {
+    pub(crate) fn new(mirror: &'a Mirror, plan: &'a Plan) -> Result<Self> {
+        let columns = mirror.columns_of(&plan.shape).ok_or_else(|| {
+            Error::halt(format!("table {} lacks columns of its stream", mirror.quoted()))
+                .hint("was _highwater.tables changed by hand?")
+        })?;
+        let names = columns.iter().map(|column| quote(&column.name)).collect();
+        let types = columns.iter().map(|column| column.ty.as_str()).collect();
+        Ok(Self { mirror, plan, names, types })
+    }
+
+    /// A staged value of column i as its type here.
+    pub(crate) fn value(&self, i: usize, expression: &str) -> String {
+        cast(expression, self.plan.targets[i].wire.sql(), self.types[i])
+    }
+
+    fn is_key(&self, i: usize) -> bool {
+        self.plan.shape.table.in_key(i)
+    }
+
+    /// `t."id" = s.c0::… AND …`, for the columns of staging that begin with `from`.
+    fn same_key(&self, from: &str) -> String {
+        let key = &self.plan.shape.table.key;
+        let parts: Vec<String> =
+            key.iter().map(|&i| format!("t.{} = {}", self.names[i], self.value(i, &format!("s.{from}{i}")))).collect();
+        parts.join(" AND ")
+    }
+
+    /// `INSERT … ON CONFLICT …` of what `source` selects or gives.
+    pub(crate) fn upsert(&self, source: &str) -> String {
+        let key: Vec<&str> = self.plan.shape.table.key.iter().map(|&i| self.names[i].as_str()).collect();
+        let sets: Vec<String> = (0..self.names.len())
+            .filter(|&i| !self.is_key(i))
+            .map(|i| format!("{0} = excluded.{0}", self.names[i]))
+            .collect();
+        let action = if sets.is_empty() { "NOTHING".into() } else { format!("UPDATE SET {}", sets.join(", ")) };
+        format!(
+            "INSERT INTO {} ({}) {source} ON CONFLICT ({}) DO {action}",
+            self.mirror.quoted(),
+            self.names.join(", "),
+            key.join(", ")
+        )
+    }
+
+    fn staging(&self) -> String {
+        format!("_hw_stage_{}", self.plan.shape.number)
+    }
+
+    async fn staged(&self, client: &Client, made: &mut Made, fold: &Fold) -> Result<()> {
+        let (staging, table) = (self.staging(), self.mirror.quoted());
+        made.staging(client, self.mirror, &staging, &self.staging_columns()).await?;
+        let found = self.copy(client, &staging, fold).await?;
+        let stage = format!("pg_temp.{staging}");
+        if found.moved {
+            let sets: Vec<String> = (0..self.names.len())
+                .map(|i| {
+                    let there = cast(&format!("t.{}", self.names[i]), self.types[i], self.plan.targets[i].wire.sql());
+                    format!("c{i} = CASE WHEN get_bit(s._known, {i}) = 1 THEN s.c{i} ELSE {there} END")
+                })
+                .collect();
+            let sql = format!(
+                "UPDATE {stage} s SET _op = {FETCHED}, {} FROM {table} t WHERE s._op = {MOVED} AND {}",
+                sets.join(", "),
+                self.same_key("o")
+            );
+            run(client, self.mirror, &sql).await?;
+        }
+        if found.gone {
+            let sql = format!("DELETE FROM {table} t USING {stage} s WHERE s._op = {GONE} AND {}", self.same_key("c"));
+            run(client, self.mirror, &sql).await?;
+        }
+        if found.whole || found.moved {
+            let values: Vec<String> = (0..self.names.len()).map(|i| self.value(i, &format!("s.c{i}"))).collect();
+            let source = format!("SELECT {} FROM {stage} s WHERE s._op IN ({WHOLE}, {FETCHED})", values.join(", "));
+            run(client, self.mirror, &self.upsert(&source)).await?;
+        }
+        if found.patch {
+            let sets: Vec<String> = (0..self.names.len())
+                .filter(|&i| !self.is_key(i))
+                .map(|i| {
+                    let (name, value) = (&self.names[i], self.value(i, &format!("s.c{i}")));
+                    format!("{name} = CASE WHEN get_bit(s._known, {i}) = 1 THEN {value} ELSE t.{name} END")
+                })
+                .collect();
+            let sql = format!(
+                "UPDATE {table} t SET {} FROM {stage} s WHERE s._op = {PATCH} AND {}",
+                sets.join(", "),
+                self.same_key("c")
+            );
+            run(client, self.mirror, &sql).await?;
+        }
+        if let Some(seen) = &self.mirror.seen {
+            let keys: Vec<String> =
+                self.plan.shape.table.key.iter().map(|&i| self.value(i, &format!("s.c{i}"))).collect();
+            let sql = format!(
+                "INSERT INTO _highwater.{} SELECT {} FROM {stage} s WHERE s._op <> {GONE} ON CONFLICT DO NOTHING",
+                quote(seen),
+                keys.join(", ")
+            );
+            run(client, self.mirror, &sql).await?;
+        }
+        Ok(())
+    }
+
+    fn staging_columns(&self) -> Vec<String> {
+        let mut columns = vec!["_op smallint".to_owned(), "_known bytea".to_owned()];
+        for &i in &self.plan.shape.table.key {
+            columns.push(format!("o{i} {}", self.plan.targets[i].wire.sql()));
+        }
+        columns.extend(self.plan.targets.iter().enumerate().map(|(i, target)| format!("c{i} {}", target.wire.sql())));
+        columns
+    }
+
+    async fn copy(&self, client: &Client, staging: &str, fold: &Fold) -> Result<Found> {
+        let key = &self.plan.shape.table.key;
+        let width = self.plan.width();
+        let mut list = vec!["_op".to_owned(), "_known".to_owned()];
+        list.extend(key.iter().map(|i| format!("o{i}")));
+        list.extend((0..width).map(|i| format!("c{i}")));
+        let mut copy = Copy::begin(client, &format!("pg_temp.{staging}"), &list.join(", ")).await?;
+        let fields = i16::try_from(list.len()).map_err(|_| too_wide(self.mirror))?;
+        let mut found = Found::default();
+        for (of, image) in &fold.images {
+            let out = copy.row();
+            out.put_i16(fields);
+            let (op, row, origin) = match image {
+                Image::Gone => (GONE, None, None),
+                Image::Whole(row) => (WHOLE, Some(&fold.rows[row.clone()]), None),
+                Image::Patch { row, origin: None } => (PATCH, Some(&fold.rows[row.clone()]), None),
+                Image::Patch { row, origin: Some(origin) } => (MOVED, Some(&fold.rows[row.clone()]), Some(origin)),
+            };
+            found.note(op);
+            out.put_i32(2);
+            out.put_i16(op);
+            match row {
+                Some(row) if op != WHOLE => {
+                    let known = self.plan.known(row);
+                    out.put_i32(known.len() as i32);
+                    out.put_slice(&known);
+                }
+                _ => out.put_i32(wire::NULL),
+            }
+            match origin {
+                Some(origin) => out.put_slice(origin),
+                None => key.iter().for_each(|_| out.put_i32(wire::NULL)),
+            }
+            match row {
+                Some(row) if op == WHOLE => out.put_slice(row),
+                Some(mut row) => {
+                    for _ in 0..width {
+                        let (length, value) = wire::next(&mut row).unwrap_or((wire::NULL, &[]));
+                        out.put_i32(length.max(wire::NULL));
+                        out.put_slice(value);
+                    }
+                }
+                None => {
+                    let mut places: Vec<&[u8]> = vec![&[0xff; 4]; width];
+                    let mut rest = &of[..];
+                    for &i in key {
+                        let before = rest;
+                        wire::next(&mut rest);
+                        places[i] = &before[..before.len() - rest.len()];
+                    }
+                    places.iter().for_each(|place| out.put_slice(place));
+                }
+            }
+            copy.flow().await?;
+        }
+        copy.finish().await?;
+        Ok(found)
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    gone: bool,
+    whole: bool,
+    patch: bool,
+    moved: bool,
+}
+
+impl Found {
+    fn note(&mut self, op: i16) {
+        match op {
+            GONE => self.gone = true,
+            WHOLE => self.whole = true,
+            PATCH => self.patch = true,
+            _ => self.moved = true,
+        }
+    }
+}
+
+pub(crate) fn too_wide(mirror: &Mirror) -> Error {
+    Error::halt(format!("table {} has more columns than a row of COPY", mirror.quoted()))
+        .hint("leave columns out with `columns` of the source")
+}
+
+pub(crate) async fn run(client: &Client, mirror: &Mirror, sql: &str) -> Result<()> {
+    client.batch_execute(sql).await.map_err(|error| failed(error, format!("could not merge into {}", mirror.quoted())))
+}
