@@ -255,6 +255,7 @@ async fn a_zombie_of_a_warehouse_ends_with_4() {
     let home = folder("pgsink-zombie");
     let config = config(&source, &warehouse, "");
     let mut first = Daemon::new(&home, &config);
+    first.catch_up();
     // Stopped with its transaction open and the checkpoint locked.
     first.start(&["run"], Some("pre-commit:1:STOP"));
     capturing(&first).await;
