@@ -63,6 +63,11 @@ pub struct Found {
     pub content: Arc<Content>,
 }
 
+/// Subject and version.
+type VersionKey = (Arc<str>, u32);
+/// Context and id.
+type SchemaKey = (Arc<str>, SchemaId);
+
 /// The registry's content.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -71,7 +76,7 @@ pub struct Registry {
     configs: BTreeMap<Arc<str>, Arc<Config>>,
     modes: BTreeMap<Arc<str>, Mode>,
     /// Schemas that refer to a version.
-    referrers: HashMap<(Arc<str>, u32), Vec<(Arc<str>, SchemaId)>>,
+    referrers: HashMap<VersionKey, Vec<SchemaKey>>,
     /// Counts changes of versions; each subject remembers its last.
     changes: u64,
     /// Counts changes of settings.

@@ -53,7 +53,7 @@ impl Registry {
         let Self { store, server, .. } = self;
         let (ours, stop) = (store.clone(), stop.clone());
         let serving = tokio::spawn(async move {
-            let Some(store) = ours else { return None };
+            let store = ours?;
             let serving = async {
                 match server {
                     Some(server) => server.run(store.clone(), stop.clone()).await,

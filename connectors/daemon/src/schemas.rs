@@ -72,10 +72,8 @@ async fn list(config: &Config, deleted: bool, as_json: bool) -> Result<()> {
         let numbers: Vec<u32> = versions.iter().map(|entry| entry.version).collect();
         let last = versions.last().map(|entry| (entry.version, entry.id));
         if as_json {
-            line(
-                &json!({"subject": subject, "versions": numbers, "id": last.map(|(_, id)| id), "compatibility": level})
-                    .to_string(),
-            );
+            let id = last.map(|(_, id)| id);
+            line(json!({"subject": subject, "versions": numbers, "id": id, "compatibility": level}));
         } else {
             let (version, id) = last.unwrap_or_default();
             let level = level.unwrap_or("inherited");
@@ -166,7 +164,7 @@ async fn import(config: &Config, from: &str, to: Option<&str>, login: &Login, as
         }
     };
     if as_json {
-        line(json!(imported).to_string());
+        line(json!(imported));
     } else {
         line(format!("{} versions, {} settings", imported.schemas, imported.settings));
     }

@@ -73,8 +73,11 @@ pub struct Config {
     pub others: Map<String, Value>,
 }
 
+type Fits = fn(&Value) -> bool;
+type Members = Map<String, Value>;
+
 /// Members that are only kept.
-const OTHERS: &[(&str, fn(&Value) -> bool)] = &[
+const OTHERS: &[(&str, Fits)] = &[
     ("validateFields", Value::is_boolean),
     ("validateNames", Value::is_boolean),
     ("validateRules", Value::is_boolean),
@@ -89,9 +92,12 @@ const OTHERS: &[(&str, fn(&Value) -> bool)] = &[
 #[derive(Debug)]
 pub(crate) struct WrongType(pub(crate) String);
 
+/// Granted or refused, if it is a request at all.
+pub(crate) type Judged<T> = Result<Result<T, Refusal>, WrongType>;
+
 impl Config {
     /// As changed by a request's members; gives what was understood, to be given back.
-    fn changed(&self, request: &Map<String, Value>) -> Result<Result<(Self, Map<String, Value>), Refusal>, WrongType> {
+    fn changed(&self, request: &Map<String, Value>) -> Judged<(Self, Members)> {
         let mut new = self.clone();
         let mut echo = Map::new();
         for (member, value) in request {
@@ -240,7 +246,7 @@ impl Registry {
         &self,
         scope: Option<&Subject>,
         request: &Map<String, Value>,
-    ) -> Result<Result<(Map<String, Value>, Vec<Change>), Refusal>, WrongType> {
+    ) -> Judged<(Members, Vec<Change>)> {
         let key = key(scope);
         let old = self.configs.get(&key).map(|config| (**config).clone()).unwrap_or_default();
         Ok(old.changed(request)?.and_then(|(new, echo)| {
