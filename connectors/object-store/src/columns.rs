@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, Float32Builder, Float64Builder, Int32Builder,
-    Int64Builder, StringBuilder, Time64MicrosecondBuilder, TimestampMicrosecondBuilder,
+    ArrayBuilder, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, Float32Builder, Float64Builder,
+    Int32Builder, Int64Builder, StringBuilder, Time64MicrosecondBuilder, TimestampMicrosecondBuilder,
 };
 use arrow_array::{ArrayRef, ListArray, MapArray, StructArray};
 use arrow_buffer::{NullBufferBuilder, OffsetBuffer, ScalarBuffer};
@@ -227,7 +227,7 @@ impl Column {
             Column::Long(from) => Arc::new(from.finish()),
             Column::Float(from) => Arc::new(from.finish()),
             Column::Double(from) => Arc::new(from.finish()),
-            Column::Text(from) | Column::WideDecimal(from, _) => Arc::new(from.finish()),
+            Column::Text(from) | Column::WideDecimal(from, _) => finish_texts(from),
             Column::Bytes(from) => Arc::new(from.finish()),
             Column::Decimal(from) => Arc::new(from.finish()),
             Column::Date(from) => Arc::new(from.finish()),
@@ -254,4 +254,14 @@ impl Column {
             }
         }
     }
+}
+
+/// Ends a batch of texts. A finished builder has no room left: the next batch
+/// gets as much as this one took, within reason, else it would grow, and copy,
+/// all over again.
+pub(crate) fn finish_texts(builder: &mut StringBuilder) -> ArrayRef {
+    let (rows, bytes) = (builder.len(), builder.values_slice().len());
+    let array = builder.finish();
+    *builder = StringBuilder::with_capacity(rows, (bytes + bytes / 16).min(1 << 20));
+    Arc::new(array)
 }

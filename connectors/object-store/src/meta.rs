@@ -7,7 +7,7 @@ use connector::{Change, Malformed, Mark, Reader, Run, Table, Type};
 use std::sync::Arc;
 use storage::Offset;
 
-use crate::columns::{Column, field};
+use crate::columns::{Column, field, finish_texts};
 
 /// Their builders.
 pub(crate) struct Meta {
@@ -122,11 +122,11 @@ impl Meta {
 
     pub(crate) fn finish(&mut self) -> Vec<ArrayRef> {
         let mut arrays: Vec<ArrayRef> = vec![
-            Arc::new(self.op.finish()),
+            finish_texts(&mut self.op),
             Arc::new(self.offset.finish()),
             Arc::new(self.ordinal.finish()),
-            Arc::new(self.position.finish()),
-            Arc::new(self.tx.finish()),
+            finish_texts(&mut self.position),
+            finish_texts(&mut self.tx),
             Arc::new(self.commit_time.finish().with_timezone("UTC")),
             Arc::new(self.absent.finish()),
         ];
