@@ -19,6 +19,8 @@ use crate::meta::Meta;
 
 /// Rows that go to the encoder at a time.
 const ROWS: usize = 8192;
+/// Or so many bytes of them: wide rows must not fill the memory.
+const BYTES: usize = 4 << 20;
 /// A column of texts with more distinct ones than this share has no dictionary.
 const DISTINCT: usize = 5;
 
@@ -34,6 +36,7 @@ pub(crate) struct Writer {
     in_key: Vec<bool>,
     meta: Meta,
     waiting: usize,
+    waiting_bytes: usize,
     parquet: Option<ArrowWriter<File>>,
     position: fn(&[u8]) -> String,
 }
@@ -61,6 +64,7 @@ impl Writer {
             end: first.0,
             rows: 0,
             waiting: 0,
+            waiting_bytes: 0,
             parquet: None,
             position,
         }
@@ -74,6 +78,7 @@ impl Writer {
             self.end = change.offset.0 + 1;
             let decoded = self.row(&change, run, &position);
             decoded.map_err(|error| self.broken(error))?;
+            self.waiting_bytes += change.value.len() + change.before.map_or(0, <[u8]>::len);
             self.row_done()?;
         }
         Ok(())
@@ -108,14 +113,14 @@ impl Writer {
     fn row_done(&mut self) -> Result<()> {
         self.rows += 1;
         self.waiting += 1;
-        if self.waiting >= ROWS { self.encode() } else { Ok(()) }
+        if self.waiting >= ROWS || self.waiting_bytes >= BYTES { self.encode() } else { Ok(()) }
     }
 
     fn encode(&mut self) -> Result<()> {
         if self.waiting == 0 {
             return Ok(());
         }
-        self.waiting = 0;
+        (self.waiting, self.waiting_bytes) = (0, 0);
         let mut arrays: Vec<ArrayRef> = self.columns.iter_mut().map(Column::finish).collect();
         arrays.extend(self.meta.finish());
         let batch = RecordBatch::try_new(self.schema.clone(), arrays);

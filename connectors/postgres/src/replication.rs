@@ -19,7 +19,7 @@ const SMALL_READ: usize = 32 << 10;
 /// The walsender sends each row by itself. A reader that wakes for each burns
 /// its time, and the walsender's, in tiny reads: while it lags, a short nap
 /// before the next one cuts reads twentyfold. Never when idle: latency is untouched.
-const NAP: Duration = Duration::from_micros(60);
+const NAP: Duration = Duration::from_micros(100);
 /// Small reads in a row, without a wait between, that mean lagging.
 const LAGGING: u32 = 4;
 /// A read that took longer has waited.
