@@ -13,8 +13,8 @@ use crate::fault::{Fault, Faults, nearest};
 use crate::object_store::ObjectStore;
 use crate::pattern::Patterns;
 use crate::postgres::Postgres;
-use crate::registry::Registry;
 use crate::postgres_sink::PostgresSink;
+use crate::registry::Registry;
 use crate::section::{Faulty, Section};
 
 /// A configuration without faults.

@@ -17,7 +17,9 @@ pub use object_store::ObjectStore;
 pub use pattern::Patterns;
 pub use postgres::{Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
 pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};
-pub use registry::{ExternalRegistry, Registry, RegistryRole, RegistryTls, RegistryToken, RegistryUser, ServedRegistry};
+pub use registry::{
+    ExternalRegistry, Registry, RegistryRole, RegistryTls, RegistryToken, RegistryUser, ServedRegistry,
+};
 pub use section::Secret;
 
 /// What `highwater init` writes.

@@ -124,7 +124,8 @@ fn faults_of_the_registry_are_told_with_suggestions() {
         let source = "[sources.shop]\ntype = \"postgres\"\nurl = \"postgres://u@localhost/shop\"\n";
         load(&format!("{source}[registry]\n{more}"))
     };
-    let faults = elsewhere("url = \"http://registry.example\"\nuser = \"a\"\npassword = { env = \"PATH\" }\n").unwrap_err();
+    let faults =
+        elsewhere("url = \"http://registry.example\"\nuser = \"a\"\npassword = { env = \"PATH\" }\n").unwrap_err();
     assert!(faults[0].contains("would send the password in the clear"), "{faults:?}");
     let config = elsewhere("url = \"https://registry.example/base\"\ntoken = { env = \"PATH\" }\n").unwrap();
     assert!(matches!(config.registry, Some(crate::Registry::External(_))));

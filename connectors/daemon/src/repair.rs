@@ -63,5 +63,5 @@ fn say(source: &str, plan: Option<&Plan>, done: bool, as_json: bool) {
     for step in &plan.steps {
         out::line(format!("  {} {step}", if done { "-" } else { "will" }));
     }
-    out::line(format!("{}", if done { "done; now `highwater run`" } else { "`--yes` does it" }));
+    out::line(if done { "done; now `highwater run`" } else { "`--yes` does it" });
 }

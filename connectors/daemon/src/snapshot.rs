@@ -38,14 +38,8 @@ pub(crate) async fn run(config: &Config, source: &str, tables: &[String], as_jso
         return Exit::Usage;
     }
     for stream in &streams {
-        out::line(format!(
-            "{}",
-            if as_json {
-                json!({"stream": stream, "read_again": true}).to_string()
-            } else {
-                format!("{stream} is read again")
-            }
-        ));
+        let told = json!({"stream": stream, "read_again": true}).to_string();
+        out::line(if as_json { told } else { format!("{stream} is read again") });
     }
     Exit::Done
 }
