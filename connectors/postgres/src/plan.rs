@@ -91,7 +91,7 @@ impl Plan {
                     out.push(0);
                     continue;
                 }
-                other => match self.from_old(other, old, i, column)? {
+                other => match self.not_sent(other, old, i, column)? {
                     Cell::Text(text) => text,
                     Cell::Null => {
                         out.push(0);
@@ -117,9 +117,9 @@ impl Plan {
         Ok(any)
     }
 
-    /// A column that was not sent, from the old row where that has it.
+    /// A column without text: from the old row, where it was not sent and that has it.
     #[cold]
-    fn from_old<'a>(
+    fn not_sent<'a>(
         &self,
         cell: Cell<'a>,
         old: Option<OldTuple<'a>>,
