@@ -11,6 +11,7 @@ mod machine;
 mod report;
 mod server;
 mod snapshot;
+mod warehouse;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use crate::machine::Calm;
 use crate::report::Figure;
 use crate::server::Server;
+use crate::warehouse::Mode;
 
 /// A benchmark that cannot go on says why, and ends.
 pub(crate) type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -101,27 +103,38 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
     if wants(&["T9", "T9b", "T13"]) {
         figures.extend(latency::latency(bench)?);
     }
-    if wants(&["T2", "T13"]) {
+    if wants(&["T15", "T15b"]) {
+        figures.extend(warehouse::visible(bench)?);
+    }
+    if wants(&["T2", "T12b", "T13"]) {
         eprintln!("W2: {transactions} small transactions");
         let small = workload::small(&bench.server, transactions)?;
-        let (drains, _) = drain::drain(bench, &small)?;
+        let (drains, daemon) = drain::drain(bench, &small)?;
+        if wants(&["T12b"]) {
+            figures.push(warehouse::merge(bench, "T12b", &small, &daemon, Mode::Mirror)?);
+        }
         bench.server.drop_slot("small", "drain_2")?;
         bench.server.drop_slot("small", &workload::base("small"))?;
         figures.push(drains.ratio("T2", "small transactions to the durable log, against pg_recvlogical", 0, 1.2));
     }
-    if wants(&["T1", "T1'", "T4", "T7", "T10", "T10i", "T11", "T13"]) {
+    if wants(&["T1", "T1'", "T4", "T7", "T10", "T10i", "T11", "T12", "T12h", "T13"]) {
         eprintln!("W1: {rows} rows, 1,000 a transaction");
         let bulk = workload::bulk(&bench.server, rows)?;
         if wants(&["T10", "T10i"]) {
             figures.extend(encode::encode(bench, &bulk)?);
         }
-        if wants(&["T1", "T1'", "T4", "T11", "T13"]) {
+        if wants(&["T1", "T1'", "T4", "T11", "T12", "T12h", "T13"]) {
             let (drains, daemon) = drain::drain(bench, &bulk)?;
             figures.push(drains.ratio("T1", "bulk to the durable log over TCP, against pg_recvlogical", 0, 1.15));
             figures.push(drains.ratio("T1'", "the same, against our own null drain", 1, 0.92));
             figures.push(drains.cpu("T4", "CPU of the daemon, bulk, no sinks", 1.3));
             if wants(&["T11", "T13"]) {
                 figures.push(land::land(bench, &bulk, &daemon)?);
+            }
+            for (id, mode) in [("T12", Mode::Mirror), ("T12h", Mode::History)] {
+                if wants(&[id]) {
+                    figures.push(warehouse::merge(bench, id, &bulk, &daemon, mode)?);
+                }
             }
             bench.server.drop_slot("bulk", "drain_2")?;
         }
