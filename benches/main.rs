@@ -5,9 +5,11 @@ mod checksum;
 mod daemon;
 mod drain;
 mod encode;
+mod http;
 mod land;
 mod latency;
 mod machine;
+mod registry;
 mod report;
 mod server;
 mod snapshot;
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["all", programs, ref rest @ ..] => all(Path::new(programs), rest),
         ["null-drain", port, database, slot, until] => null_drain(port, database, slot, until),
+        ["bare-route", port, file] => bare_route(port, file),
         ["encode", who, file, times] => encode_file(who, file, times),
         _ => Err("usage: benches/run [--quick] [FIGURE…]".into()),
     };
@@ -73,6 +76,10 @@ fn null_drain(port: &str, database: &str, slot: &str, until: &str) -> Result<()>
     eprintln!("      {} reads", drained.reads);
     println!("{} {}", drained.rows, drained.bytes);
     Ok(())
+}
+
+fn bare_route(port: &str, file: &str) -> Result<()> {
+    baselines::bare_route::serve(port.parse()?, std::fs::read(file)?)
 }
 
 fn encode_file(who: &str, file: &str, times: &str) -> Result<()> {
@@ -142,6 +149,9 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
             figures.push(snapshot::snapshot(bench, &bulk)?);
         }
     }
+    if wants(&["R1", "R2", "R3", "R3b", "R4"]) {
+        figures.extend(registry::registry(bench, wants)?);
+    }
     if let Some((calm, idle)) = bench.idle {
         let mut figure =
             Figure::of("T13", "memory of the daemon, idle", "MiB", ("<=", 64.0), &[(calm, idle)]).verified(true);
@@ -159,7 +169,7 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
     }
     figures.sort_by_key(|figure| {
         let digits: String = figure.id.chars().filter(char::is_ascii_digit).collect();
-        (digits.parse().unwrap_or(0), figure.id)
+        (figure.id.chars().next(), digits.parse().unwrap_or(0), figure.id)
     });
     Ok(figures)
 }

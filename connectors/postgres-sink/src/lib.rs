@@ -14,6 +14,7 @@ mod bag;
 mod check;
 mod copy;
 mod ddl;
+mod drift;
 mod error;
 mod fold;
 mod generation;
@@ -32,5 +33,6 @@ mod types;
 mod wire;
 
 pub use check::{Finding, check};
+pub use drift::{Drift, drift};
 pub use settings::Settings;
 pub use sink::{Merged, PostgresSink};

@@ -40,7 +40,7 @@ pub use error::{ServerError, WireError};
 pub use lsn::{Lsn, NotAnLsn};
 pub use repair::{Plan, plan, read_again, repair};
 pub use source::{PostgresSource, TableReading, Watch, target};
-pub use survey::{Survey, SurveyedTable, survey};
+pub use survey::{Survey, SurveyedTable, shapes, survey};
 pub use tables::LeftOut;
 pub use target::Target;
 pub use tls::Tls;
