@@ -158,7 +158,8 @@ async fn an_upload_in_parts_that_is_broken_off_is_done_again_and_nothing_of_it_s
         let slot = format!("parts_{name}");
         let more = format!("options = {options}\ncompression = \"none\"\n");
         let config = format!("{}{}", source(&postgres), sink("lake", url, "ndjson", &more));
-        let config = config.replace(&format!("slot = \"hw_{}\"", postgres.database), &format!("slot = \"{slot}_{}\"", postgres.database));
+        let (database, whole) = (&postgres.database, config.replace("200ms", "30s"));
+        let config = whole.replace(&format!("\"hw_{database}\""), &format!("\"{slot}_{database}\""));
         let mut daemon = Daemon::new(&home, &config);
         let unfinished = || match name {
             "gcs" => gcs.uploads(),
@@ -239,7 +240,8 @@ async fn a_store_that_does_not_mean_its_preconditions_is_refused() {
     });
     std::fs::write(home.join("account.json"), account.to_string()).unwrap();
     let options = gcs.options();
-    let config = format!("{}{}", source(&postgres), sink("lake", "gs://lake", "parquet", &format!("options = {options}\n")));
+    let config =
+        format!("{}{}", source(&postgres), sink("lake", "gs://lake", "parquet", &format!("options = {options}\n")));
     let mut daemon = Daemon::new(&home, &config);
     let (code, out, err) = daemon.run(&["check"]);
     assert_eq!(code, 3, "{out}{err}");

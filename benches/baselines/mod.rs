@@ -2,6 +2,7 @@
 
 pub(crate) mod copy;
 pub(crate) mod encoder;
+pub(crate) mod lines;
 pub(crate) mod null_drain;
 pub(crate) mod parquet;
 pub(crate) mod wire;

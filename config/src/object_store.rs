@@ -127,7 +127,8 @@ const AZURE: &[Known] = &[
 
 impl ObjectStore {
     pub(crate) fn read(mut section: Section<'_>) -> Self {
-        const FORM: &str = "write it like file:///var/lake, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
+        const FORM: &str =
+            "write it like file:///var/lake, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
         let text = section.required("url");
         let mut url = Url::parse("file:///").expect("it is one");
         match Url::parse(&text) {
@@ -143,11 +144,12 @@ impl ObjectStore {
             _ if text.is_empty() => {}
             _ => section.fault("url", "is no url of an object store", Some(FORM)),
         }
-        let (format, compressions): (_, &[&'static str]) = match section.choice("format", &["parquet", "avro", "ndjson"]) {
-            "avro" => (FileFormat::Avro, &["zstd", "deflate", "none"]),
-            "ndjson" => (FileFormat::Ndjson, &["gzip", "zstd", "none"]),
-            _ => (FileFormat::Parquet, &["zstd"]),
-        };
+        let (format, compressions): (_, &[&'static str]) =
+            match section.choice("format", &["parquet", "avro", "ndjson"]) {
+                "avro" => (FileFormat::Avro, &["zstd", "deflate", "none"]),
+                "ndjson" => (FileFormat::Ndjson, &["gzip", "zstd", "none"]),
+                _ => (FileFormat::Parquet, &["zstd"]),
+            };
         let compression = match section.choice("compression", compressions) {
             "zstd" => Compression::Zstd,
             "gzip" => Compression::Gzip,

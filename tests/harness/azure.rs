@@ -38,9 +38,11 @@ impl Azure {
             .stderr(log)
             .spawn()
             .unwrap();
-        until(60, "azurite answers", || async move {
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
-        })
+        until(
+            60,
+            "azurite answers",
+            || async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() },
+        )
         .await;
         let this = Self { port, child };
         this.make_container();

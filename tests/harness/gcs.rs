@@ -76,7 +76,9 @@ impl Gcs {
                         async move { state.answer(request).await }
                     });
                     // A lost answer ends its connection.
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -167,7 +169,8 @@ impl State {
                     let body: Vec<u8> = parts.into_values().flatten().collect();
                     let (answer, wrote) = held.put(key, body.into(), None);
                     let tag = answer.headers()["etag"].to_str().unwrap().replace('"', "&quot;");
-                    let text = format!("<CompleteMultipartUploadResult><ETag>{tag}</ETag></CompleteMultipartUploadResult>");
+                    let text =
+                        format!("<CompleteMultipartUploadResult><ETag>{tag}</ETag></CompleteMultipartUploadResult>");
                     (answer.map(|_| Full::from(text)), wrote)
                 }
                 None => (fault(StatusCode::NOT_FOUND, "NoSuchUpload"), false),
@@ -176,9 +179,8 @@ impl State {
                 held.last += 1;
                 let id = format!("upload-{}", held.last);
                 held.uploads.insert(id.clone(), BTreeMap::new());
-                let text = format!(
-                    "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
-                );
+                let text =
+                    format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
                 (Response::new(Full::from(text)), true)
             }
             (Method::DELETE, Some(upload)) => match held.uploads.remove(upload) {

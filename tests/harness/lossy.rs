@@ -21,7 +21,8 @@ impl Lossy {
     pub async fn before(server: u16, every: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (every, writes, lost) = (Arc::new(AtomicU64::new(every)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (every, writes, lost) =
+            (Arc::new(AtomicU64::new(every)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (of_relay, lost_too) = (every.clone(), lost.clone());
         let relay = tokio::spawn(async move {
             loop {

@@ -161,7 +161,10 @@ fn an_object_stores_settings_are_of_its_store_and_its_format() {
         ("url = \"s3://lake\"\noptions = { account_key = \"x\" }\n", "account_key: is not an option of s3:// urls"),
         ("url = \"az://lake\"\noptions = { account_key = \"x\" }\n", "account_key: may not stand in the file"),
         ("url = \"gs://lake\"\noptions = { service_account = \"no.json\" }\n", "no.json cannot be read"),
-        ("url = \"s3://lake\"\noptions = { proxy_url = \"http://u:p@proxy\" }\n", "proxy_url: may not stand in the file"),
+        (
+            "url = \"s3://lake\"\noptions = { proxy_url = \"http://u:p@proxy\" }\n",
+            "proxy_url: may not stand in the file",
+        ),
     ] {
         let faults = sink(more).unwrap_err().join("\n");
         assert!(faults.contains(fault), "{more}{faults}");

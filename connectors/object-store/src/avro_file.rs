@@ -49,13 +49,7 @@ enum Packing {
 }
 
 impl AvroFile {
-    pub(crate) fn new(
-        shape: &Shape,
-        blank: bool,
-        file: PathBuf,
-        form: &Form,
-        sync: [u8; 16],
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(shape: &Shape, blank: bool, file: PathBuf, form: &Form, sync: [u8; 16]) -> Result<Self, Error> {
         let schema = event_schema(shape, &form.meta_prefix, form.before, blank).map_err(|error| {
             Error::halt(format!("the Avro schema of {} in the log cannot be read", shape.table.stream()))
                 .because(error)
@@ -69,11 +63,8 @@ impl AvroFile {
             Codec::Zstd => ("zstandard", Packing::Zstd(None)),
         };
         let mut header = b"Obj\x01".to_vec();
-        let entries = [
-            ("avro.schema", schema.as_str()),
-            ("avro.codec", name),
-            ("highwater.version", env!("CARGO_PKG_VERSION")),
-        ];
+        let entries =
+            [("avro.schema", schema.as_str()), ("avro.codec", name), ("highwater.version", env!("CARGO_PKG_VERSION"))];
         put_long(&mut header, entries.len() as i64);
         for (key, value) in entries {
             put_bytes(&mut header, key.as_bytes());

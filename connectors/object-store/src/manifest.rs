@@ -290,7 +290,8 @@ pub(crate) async fn probe(store: &dyn ObjectStore, path: &Path) -> Result<()> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         store.put_opts(path, path.to_string().into_bytes().into(), options)
     };
-    let exists = |error: &StoreError| matches!(error, StoreError::AlreadyExists { .. } | StoreError::Precondition { .. });
+    let exists =
+        |error: &StoreError| matches!(error, StoreError::AlreadyExists { .. } | StoreError::Precondition { .. });
     match put().await {
         Ok(_) => {}
         // An earlier one whose answer was lost.
@@ -300,9 +301,7 @@ pub(crate) async fn probe(store: &dyn ObjectStore, path: &Path) -> Result<()> {
     let second = put().await;
     let deleted = store.delete(path).await;
     match second {
-        Err(error) if exists(&error) => {
-            deleted.map_err(|error| failed(error, format!("could not delete {path}")))
-        }
+        Err(error) if exists(&error) => deleted.map_err(|error| failed(error, format!("could not delete {path}"))),
         Err(error) => Err(failed(error, format!("could not write {path}"))),
         Ok(_) => Err(Error::halt(format!("the store wrote {path} over an object that was to be made only if absent"))
             .hint(

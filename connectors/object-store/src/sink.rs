@@ -54,10 +54,7 @@ impl ObjectStoreSink {
     }
 
     /// On a store of choice.
-    pub fn on(
-        settings: Settings,
-        connect: impl Fn() -> Result<Store> + Send + Sync + 'static,
-    ) -> Result<Self> {
+    pub fn on(settings: Settings, connect: impl Fn() -> Result<Store> + Send + Sync + 'static) -> Result<Self> {
         let mut random = [0; 16];
         let read =
             std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
@@ -100,8 +97,7 @@ impl Sink for ObjectStoreSink {
         let settings = &self.settings;
         let objects = store.objects.clone();
         let mut manifests = Manifests::take_over(objects, &settings.sink, log, epoch, &self.writer).await?;
-        let uploads =
-            Uploads::new(store.clone(), settings.part_bytes, &settings.staging, &settings.sink, &self.writer);
+        let uploads = Uploads::new(store.clone(), settings.part_bytes, &settings.staging, &settings.sink, &self.writer);
         uploads.clear().await;
         if let Some(retention) = &mut self.retention {
             retention.look(&*store.objects, &mut manifests).await?;

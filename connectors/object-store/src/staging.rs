@@ -101,7 +101,8 @@ impl Staging {
         let stream = shape.table.stream();
         // Only Avro cannot say that a column of the key has no value.
         let blanks = self.settings.form.format == Format::Avro && !shape.table.key.is_empty();
-        let mut places = self.places.remove(&shape.number).unwrap_or_else(|| Places::of(&shape.table, &self.settings.form));
+        let mut places =
+            self.places.remove(&shape.number).unwrap_or_else(|| Places::of(&shape.table, &self.settings.form));
         let (mut folder, mut next_folder) = (String::new(), String::new());
         let mut changes = run.changes();
         let mut next = changes.next();
@@ -122,7 +123,9 @@ impl Staging {
                     let mut same = blank == (blanks && change.op == Op::Truncate);
                     if let (true, Some(places)) = (same, &mut places) {
                         next_folder.clear();
-                        places.change(&mut next_folder, &shape.table, run, change).map_err(|error| broken(shape, error))?;
+                        places
+                            .change(&mut next_folder, &shape.table, run, change)
+                            .map_err(|error| broken(shape, error))?;
                         same = folder[stream.len() + 1..] == next_folder;
                     }
                     if same {

@@ -54,11 +54,7 @@ impl Store {
         let bucket = url.host_str().unwrap_or_default();
         let unusable = |error| failed(error, format!("could not set up {url}"));
         let (client, options) = client(config)?;
-        let retry = RetryConfig {
-            max_retries: 2,
-            retry_timeout: Duration::from_secs(20),
-            ..RetryConfig::default()
-        };
+        let retry = RetryConfig { max_retries: 2, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() };
         match url.scheme() {
             "gs" => {
                 let mut builder = GoogleCloudStorageBuilder::new().with_bucket_name(bucket).with_retry(retry);

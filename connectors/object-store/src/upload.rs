@@ -134,9 +134,8 @@ impl Uploads {
     /// In parts, under an id that is noted.
     async fn noted(&mut self, multipart: &dyn MultipartStore, path: &Path, file: &mut Parts<'_>) -> Result<()> {
         let attempt = || format!("could not write {path}");
-        let unnotable = |error: std::io::Error| {
-            Error::retry(format!("could not write to {}", self.notes.display())).because(error)
-        };
+        let unnotable =
+            |error: std::io::Error| Error::retry(format!("could not write to {}", self.notes.display())).because(error);
         let id = multipart.create_multipart(path).await.map_err(|error| failed(error, attempt()))?;
         self.begun += 1;
         let note = self.notes.join(self.begun.to_string());
