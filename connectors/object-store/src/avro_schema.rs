@@ -75,3 +75,45 @@ fn refer(ty: &mut Value) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use connector::{Column, Field, Table, Type};
+
+    #[test]
+    fn apache_avro_reads_the_schema_with_named_types_in_the_row_and_in_the_old_one() {
+        let inner = Type::Record(vec![Field {
+            name: "a.b".into(),
+            ty: Type::Array(Box::new(Type::Record(vec![Field {
+                name: "x".into(),
+                ty: Type::Map,
+                db_type: "h".into(),
+            }]))),
+            db_type: "t".into(),
+        }]);
+        let types =
+            [Type::Long, inner.clone(), Type::Array(Box::new(inner)), Type::Decimal { precision: 12, scale: 2 }];
+        let column = |(i, ty)| Column { name: format!("c {i}"), ty, db_type: "t".into(), nullable: true, id: i as i32 };
+        let table = Table {
+            source: "shop".into(),
+            schema: "a.b".into(),
+            name: "Größe".into(),
+            kind: Default::default(),
+            columns: types.into_iter().enumerate().map(column).collect(),
+            key: vec![0, 1],
+            full_identity: false,
+        };
+        let shape = Shape::new(1, table, Some(1), 2);
+        for (before, blank) in [(false, false), (true, false), (true, true)] {
+            let text = event_schema(&shape, "_hw_", before, blank).unwrap();
+            apache_avro::Schema::parse_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+            let schema: Value = serde_json::from_str(&text).unwrap();
+            let fields = schema["fields"].as_array().unwrap();
+            assert_eq!(fields[0]["type"].is_array(), blank, "only a blank row has no key");
+            let names: Vec<_> = fields[4..].iter().map(|field| field["name"].as_str().unwrap()).collect();
+            assert_eq!(names[..2], ["_hw_op", "_hw_offset"]);
+            assert_eq!(names.contains(&"_hw_before"), before);
+        }
+    }
+}
