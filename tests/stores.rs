@@ -250,7 +250,7 @@ async fn a_store_that_does_not_mean_its_preconditions_is_refused() {
     let ended = daemon.wait(Duration::from_secs(30));
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("conditional writes"), "{}", ended.stderr);
-    let by_account = config.replace(&options, "{ service_account = \"account.json\" }");
+    let by_account = config.replace(&options, "{ service_account = \"account.json\", allow_http = true }");
     let (code, out, err) = Daemon::new(&home, &by_account).run(&["check"]);
     // The account is read: its server is asked, and knows no empty token.
     assert!(code == 3 && format!("{out}{err}").contains("401"), "{out}{err}");

@@ -160,6 +160,14 @@ impl Manifests {
         ))
     }
 
+    /// An error, or that a successor is there, who clears away what we have begun.
+    pub(crate) async fn or_superseded(&self, error: Error) -> Error {
+        match above(&*self.store, &self.folder, self.current.number).await {
+            Ok(Some(higher)) => superseded(&self.current.sink, &higher),
+            _ => error,
+        }
+    }
+
     /// Makes the next manifest. Another writer's in its place ends this one.
     pub(crate) async fn advance(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         let mut next = self.current.clone();

@@ -185,7 +185,9 @@ impl Sink for ObjectStoreSink {
             }
         }
         for Uploaded { file, staged } in &staged {
-            open.uploads.put(&file.path, staged, redone).await?;
+            if let Err(error) = open.uploads.put(&file.path, staged, redone).await {
+                return Err(open.manifests.or_superseded(error).await);
+            }
             // It waits no longer; a leftover goes with the next opening.
             let _ = tokio::fs::remove_file(staged).await;
             fault::point("half-uploaded");
