@@ -51,7 +51,7 @@ struct Ours {
 
 enum Packer {
     None(File),
-    Gzip(GzEncoder<File>),
+    Gzip(Box<GzEncoder<File>>),
     Zstd(Box<zstd::stream::write::Encoder<'static, File>>),
 }
 
@@ -122,7 +122,7 @@ impl NdjsonFile {
         if self.out.is_none() {
             let file = File::create(&self.file)?;
             self.out = Some(match self.codec {
-                Codec::Gzip | Codec::Deflate => Packer::Gzip(GzEncoder::new(file, Compression::new(2))),
+                Codec::Gzip | Codec::Deflate => Packer::Gzip(Box::new(GzEncoder::new(file, Compression::new(2)))),
                 Codec::Zstd => Packer::Zstd(Box::new(zstd::stream::write::Encoder::new(file, 1)?)),
                 Codec::None => Packer::None(file),
             });
