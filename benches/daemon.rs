@@ -35,20 +35,19 @@ impl Daemon {
         Ok(Self { folder: folder.into() })
     }
 
-    /// Adds a sink: a folder of Parquet files, made anew, with steps of so many bytes.
-    pub(crate) fn with_sink(&self, lake: &Path, cut: u64) -> Result<()> {
+    /// Its only sink: a folder of files, made anew, with steps of so many bytes.
+    pub(crate) fn with_sink(&self, lake: &Path, format: &str, cut: u64) -> Result<()> {
         if lake.exists() {
             std::fs::remove_dir_all(lake)?;
         }
         let file = self.folder.join("highwater.toml");
-        let mut config = std::fs::read_to_string(&file)?;
-        if !config.contains("[sinks.") {
-            config += &format!(
-                "[sinks.lake]\ntype = \"object-store\"\nfrom = [\"shop\"]\nurl = \"file://{}\"\ncut = {{ bytes = \"{cut}B\" }}\n",
-                lake.display()
-            );
-            std::fs::write(file, config)?;
-        }
+        let config = std::fs::read_to_string(&file)?;
+        let source = config.split("[sinks.").next().unwrap_or_default();
+        let sink = format!(
+            "[sinks.lake]\ntype = \"object-store\"\nfrom = [\"shop\"]\nurl = \"file://{}\"\nformat = \"{format}\"\ncut = {{ bytes = \"{cut}B\" }}\n",
+            lake.display()
+        );
+        std::fs::write(file, format!("{source}{sink}"))?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod bare_route;
 pub(crate) mod copy;
 pub(crate) mod encoder;
+pub(crate) mod lines;
 pub(crate) mod null_drain;
 pub(crate) mod parquet;
 pub(crate) mod wire;

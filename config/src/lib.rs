@@ -13,7 +13,7 @@ mod units;
 
 pub use fault::{Fault, Faults};
 pub use file::{Config, Destination, Log, Sink, Source};
-pub use object_store::ObjectStore;
+pub use object_store::{Compression, FileFormat, ObjectStore, PartitionBy};
 pub use pattern::Patterns;
 pub use postgres::{Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
 pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};

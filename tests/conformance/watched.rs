@@ -1,5 +1,5 @@
 //! A store of which every operation is a process's, and after every write a
-//! look at what a reader finds who lists `<stream>/*.parquet` and no more.
+//! look at what a reader finds who lists `<stream>/*` of any format and no more.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ use object_store::{
 /// First and end offsets of each stream's files, and whether they were ever wrong.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
-    files: BTreeMap<String, Vec<(u64, u64)>>,
+    files: BTreeMap<String, Vec<File>>,
     pub(crate) wrong: Option<String>,
 }
 
@@ -29,7 +29,7 @@ impl Reader {
         let mut this = this.lock().unwrap();
         for (stream, now) in &files {
             let before = this.files.get(stream).cloned().unwrap_or_default();
-            if !now.starts_with(&before) || now.windows(2).any(|pair| pair[0].1 > pair[1].0) {
+            if !now.starts_with(&before) || now.windows(2).any(|pair| pair[0].end > pair[1].first) {
                 this.wrong.get_or_insert(format!("{stream} had files {before:?}, then {now:?}"));
             }
         }
@@ -40,14 +40,26 @@ impl Reader {
     }
 }
 
+/// A data file, by its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct File {
+    first: u64,
+    end: u64,
+    pub(crate) path: Path,
+}
+
 /// Each stream's files by their names, in order.
-pub(crate) async fn files(store: &dyn ObjectStore) -> BTreeMap<String, Vec<(u64, u64)>> {
-    let mut files: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
+pub(crate) async fn files(store: &dyn ObjectStore) -> BTreeMap<String, Vec<File>> {
+    let mut files: BTreeMap<String, Vec<File>> = BTreeMap::new();
     for meta in store.list(None).try_collect::<Vec<_>>().await.unwrap() {
         let Some((stream, name)) = meta.location.as_ref().rsplit_once('/') else { continue };
-        let Some(name) = name.strip_suffix(".parquet") else { continue };
+        let Some((name, suffix)) = name.split_once('.') else { continue };
+        if !["parquet", "avro", "ndjson", "ndjson.gz", "ndjson.zst"].contains(&suffix) {
+            continue;
+        }
         let (first, end) = name.split_once('-').unwrap();
-        files.entry(stream.into()).or_default().push((first.parse().unwrap(), end.parse().unwrap()));
+        let (first, end) = (first.parse().unwrap(), end.parse().unwrap());
+        files.entry(stream.into()).or_default().push(File { first, end, path: meta.location });
     }
     files.values_mut().for_each(|files| files.sort_unstable());
     files

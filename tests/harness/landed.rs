@@ -100,3 +100,48 @@ fn text(array: &Arc<dyn Array>, i: usize) -> Option<String> {
         other => panic!("the oracle reads no {other}"),
     })
 }
+
+/// The offsets of a data file's rows in their order, whatever its format and
+/// however our own columns begin.
+pub fn offsets_of(path: &Path, bytes: bytes::Bytes) -> Vec<u64> {
+    let name = path.filename().unwrap();
+    let (_, suffix) = name.split_once('.').unwrap();
+    let ours = |name: &str| ["_hw_offset", "_other_offset"].contains(&name);
+    let lines = |text: Vec<u8>| -> Vec<u64> {
+        let offset = |line: &str| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            row.get("_hw_offset").or(row.get("_other_offset")).unwrap().as_u64().unwrap()
+        };
+        String::from_utf8(text).unwrap().lines().map(offset).collect()
+    };
+    let unpack = |mut reader: Box<dyn std::io::Read>| {
+        let mut text = Vec::new();
+        reader.read_to_end(&mut text).unwrap();
+        text
+    };
+    match suffix {
+        "parquet" => {
+            let batches = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap();
+            let of_batch = |batch: RecordBatch| {
+                let column = batch.schema().fields().iter().position(|field| ours(field.name())).unwrap();
+                let offsets = batch.column(column).as_primitive::<Int64Type>().values().to_vec();
+                offsets.into_iter().map(|offset| offset as u64)
+            };
+            batches.flat_map(|batch| of_batch(batch.unwrap())).collect()
+        }
+        "avro" => {
+            let rows = apache_avro::Reader::new(&bytes[..]).unwrap();
+            let of_row = |row| {
+                let apache_avro::types::Value::Record(fields) = row else { panic!("a row is a record") };
+                let (_, offset) = fields.into_iter().find(|(name, _)| ours(name)).unwrap();
+                let apache_avro::types::Value::Long(offset) = offset else { panic!("an offset is a long") };
+                offset as u64
+            };
+            rows.map(|row| of_row(row.unwrap())).collect()
+        }
+        "ndjson.gz" => lines(unpack(Box::new(flate2::read::GzDecoder::new(std::io::Cursor::new(bytes))))),
+        "ndjson.zst" => lines(zstd::decode_all(&bytes[..]).unwrap()),
+        "ndjson" => lines(bytes.to_vec()),
+        other => panic!("no reader for {other}"),
+    }
+}

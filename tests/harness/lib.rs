@@ -4,15 +4,21 @@
 // A test that cannot go on ends: that is what it is for.
 #![expect(clippy::unwrap_used, reason = "this is test code")]
 
+mod azure;
 mod daemon;
+mod gcs;
 mod landed;
+mod lossy;
 mod postgres;
 mod s3;
 mod truth;
 mod workload;
 
+pub use azure::Azure;
 pub use daemon::{Daemon, Ended};
-pub use landed::{Event, landed};
+pub use gcs::Gcs;
+pub use landed::{Event, landed, offsets_of};
+pub use lossy::Lossy;
 pub use postgres::{Postgres, Server};
 pub use s3::S3;
 pub use truth::{Truth, compare, final_state};

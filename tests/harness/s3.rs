@@ -52,9 +52,13 @@ impl S3 {
 
     /// Its options, as a sink's configuration has them.
     pub fn options(&self) -> String {
+        self.options_by(self.port)
+    }
+
+    /// By another port, where somebody stands between.
+    pub fn options_by(&self, port: u16) -> String {
         format!(
-            "{{ endpoint = \"http://127.0.0.1:{}\", region = \"us-east-1\", access_key_id = \"test\", secret_access_key = \"test\" }}",
-            self.port
+            "{{ endpoint = \"http://127.0.0.1:{port}\", region = \"us-east-1\", access_key_id = \"test\", secret_access_key = \"test\" }}"
         )
     }
 

@@ -141,3 +141,39 @@ fn the_warehouse_example_is_a_mirror() {
     assert_eq!(sink.server.database, "analytics");
     assert!(config.sinks["warehouse"].destination.cut_age() < Duration::from_secs(1));
 }
+
+#[test]
+fn an_object_stores_settings_are_of_its_store_and_its_format() {
+    let sink = |more: &str| {
+        load(&format!(
+            "[sources.shop]\ntype = \"postgres\"\nurl = \"postgres://u@localhost/shop\"\n\
+             [sinks.lake]\ntype = \"object-store\"\nfrom = [\"shop\"]\n{more}"
+        ))
+    };
+    for (more, fault) in [
+        ("url = \"https://lake.example/cdc\"\n", "sinks.lake.url: HTTP and WebDAV have no conditional writes"),
+        ("url = \"gs:///cdc\"\n", "sinks.lake.url: names no bucket"),
+        ("url = \"s3://lake\"\nformat = \"avro\"\ncompression = \"gzip\"\n", "compression: \"gzip\" is not known"),
+        ("url = \"s3://lake\"\ncompression = \"none\"\n", "compression: \"none\" is not known"),
+        ("url = \"s3://lake\"\npartition = { by = \"day\" }\n", "partition.by: \"day\" is not known"),
+        ("url = \"s3://lake\"\npartition = {}\n", "partition.by: or `column` must be there"),
+        ("url = \"s3://lake\"\nretain = { age = \"1s\" }\n", "retain.age: is less than a minute"),
+        ("url = \"s3://lake\"\noptions = { account_key = \"x\" }\n", "account_key: is not an option of s3:// urls"),
+        ("url = \"az://lake\"\noptions = { account_key = \"x\" }\n", "account_key: may not stand in the file"),
+        ("url = \"gs://lake\"\noptions = { service_account = \"no.json\" }\n", "no.json cannot be read"),
+        (
+            "url = \"s3://lake\"\noptions = { proxy_url = \"http://u:p@proxy\" }\n",
+            "proxy_url: may not stand in the file",
+        ),
+    ] {
+        let faults = sink(more).unwrap_err().join("\n");
+        assert!(faults.contains(fault), "{more}{faults}");
+    }
+    for more in [
+        "url = \"gs://lake/cdc\"\nformat = \"avro\"\ncompression = \"deflate\"\npartition = { by = \"commit_date\" }\n",
+        "url = \"az://lake/cdc\"\nformat = \"ndjson\"\nretain = { age = \"30d\" }\npartition = { column = \"country\" }\n",
+        "url = \"s3://lake/cdc\"\noptions = { proxy_url = \"http://proxy:3128\", server_side_encryption = \"AES256\" }\n",
+    ] {
+        sink(more).unwrap();
+    }
+}

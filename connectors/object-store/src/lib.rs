@@ -1,25 +1,37 @@
-//! The object-store sink: Parquet files in a folder or a bucket, each event once.
+//! The object-store sink: files in a folder or a bucket, each event once.
 //!
 //! ```text
-//!  stage   rows ─ columns ─► local Parquet files, invisible
+//!  stage   rows ─ a format's writer ─► local files, invisible
 //!  commit  announce (manifest n+1) ─► upload ─► done (manifest n+2)
 //! ```
 //!
 //! A step is *announced* in a manifest before its first byte goes up: which
-//! files, of which offsets. So a successor finishes it as it was announced, a
-//! late upload of a fenced writer lands on a name that was meant for these very
-//! rows, and a reader that only lists `*.parquet` never sees an event twice.
-//! Manifests are numbered objects, each made by put-if-absent; the highest
-//! counts and carries the epoch. `docs/object-store.md` has their form.
+//! files, of which offsets, in which form. So a successor finishes it as it was
+//! announced, a late upload of a fenced writer lands on a name that was meant
+//! for these very rows, and a reader that only lists files never sees an event
+//! twice. Manifests are numbered objects, each made by put-if-absent; the
+//! highest counts and carries the epoch. `docs/object-store.md` has their form.
 
+mod avro_file;
+mod avro_schema;
 mod columns;
 mod error;
+mod format;
+mod json_text;
 mod manifest;
 mod meta;
+mod ndjson_file;
+mod parquet_file;
+mod partition;
+mod retention;
 mod settings;
 mod sink;
 mod staging;
+mod store;
+mod upload;
 mod writer;
 
+pub use format::{Codec, Form, Format, Partition};
 pub use settings::Settings;
 pub use sink::{ObjectStoreSink, Uploaded};
+pub use store::Store;

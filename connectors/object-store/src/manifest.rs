@@ -1,5 +1,6 @@
 //! Manifests: numbered objects, each made by put-if-absent; the highest counts.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use connector::{Error, Result};
@@ -10,13 +11,12 @@ use serde::{Deserialize, Serialize};
 use storage::{Epoch, LogId};
 
 use crate::error::failed;
+use crate::format::{Form, offsets};
 
 /// How many superseded ones are left for people to look at.
 const KEPT: u64 = 16;
 /// Of a manifest.
 const VERSION: u32 = 1;
-/// The only one that a step can be announced in.
-pub(crate) const FORMAT: &str = "parquet";
 
 /// What a manifest says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub(crate) struct Manifest {
     pub(crate) position: Option<String>,
     /// Commit time up to which all is here, in microseconds.
     pub(crate) event_time: Option<i64>,
+    /// Files that end at or before it do not count any more, and are being deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retained_from: Option<u64>,
     /// A step that may be half done.
     pub(crate) announced: Option<Announced>,
 }
@@ -43,9 +46,8 @@ pub(crate) struct Manifest {
 pub(crate) struct Announced {
     pub(crate) start: u64,
     pub(crate) end: u64,
-    pub(crate) format: String,
-    pub(crate) meta_prefix: String,
-    pub(crate) before: bool,
+    #[serde(flatten)]
+    pub(crate) form: Form,
     /// In the order in which they go up.
     pub(crate) files: Vec<File>,
 }
@@ -79,6 +81,9 @@ impl Manifests {
         let folder = format!("_highwater/sinks/{sink}");
         loop {
             let found = highest(&*store, &folder).await?;
+            if found.is_none() {
+                is_conditional(&*store, &folder, writer).await?;
+            }
             let next = match found {
                 None => Manifest {
                     version: VERSION,
@@ -90,6 +95,7 @@ impl Manifests {
                     next_offset: None,
                     position: None,
                     event_time: None,
+                    retained_from: None,
                     announced: None,
                 },
                 Some(found) => {
@@ -124,14 +130,20 @@ impl Manifests {
 
     /// Nothing of a stream may lie at or behind `next`: what no manifest knows of
     /// would be there twice once its rows come.
-    pub(crate) async fn nothing_beyond(&self, stream: &str, next: u64) -> Result<()> {
+    pub(crate) async fn nothing_beyond(&self, stream: &str, next: u64, partition: Option<&str>) -> Result<()> {
         let parse =
             |text: &str| Path::parse(text).map_err(|error| Error::halt(format!("{text:?} is no path")).because(error));
-        // In the order of names it comes just before the first that would be wrong.
+        // In the order of names it comes just before the first that would be
+        // wrong, and before most folders of partitions.
         let (folder, before) = (parse(stream)?, parse(&format!("{stream}/{next:020}"))?);
-        let listed: Result<Vec<_>, _> = self.store.list_with_offset(Some(&folder), &before).try_collect().await;
+        let odd = partition.is_some_and(|name| name.as_bytes().first().is_some_and(|first| *first < b'0'));
+        let listed: Result<Vec<_>, _> = match odd {
+            true => self.store.list(Some(&folder)).try_collect().await,
+            false => self.store.list_with_offset(Some(&folder), &before).try_collect().await,
+        };
         let listed = listed.map_err(|error| failed(error, format!("could not list {folder}")))?;
-        let Some(found) = listed.iter().find(|meta| meta.location.as_ref().ends_with(".parquet")) else {
+        let beyond = |path: &Path| path.filename().and_then(offsets).is_some_and(|(_, end)| end > next);
+        let Some(found) = listed.iter().find(|meta| beyond(&meta.location)) else {
             return Ok(());
         };
         // A successor's, who is further than we know of.
@@ -146,6 +158,14 @@ impl Manifests {
             "`_highwater/` was removed or an older copy of it put back: bring it back as it was, or point the sink \
              at an empty destination",
         ))
+    }
+
+    /// An error, or that a successor is there, who clears away what we have begun.
+    pub(crate) async fn or_superseded(&self, error: Error) -> Error {
+        match above(&*self.store, &self.folder, self.current.number).await {
+            Ok(Some(higher)) => superseded(&self.current.sink, &higher),
+            _ => error,
+        }
     }
 
     /// Makes the next manifest. Another writer's in its place ends this one.
@@ -259,12 +279,44 @@ async fn read(store: &dyn ObjectStore, path: &Path) -> Result<Manifest> {
     const LATER: &str = "it may be of a later version of Highwater: run that one";
     let manifest: Manifest =
         serde_json::from_slice(&body).map_err(|error| Error::halt(attempt()).because(error).hint(LATER))?;
-    let format = manifest.announced.as_ref().map_or(FORMAT, |announced| announced.format.as_str());
-    if manifest.version != VERSION || format != FORMAT {
-        let what = format!("manifest {path} has version {} and announces {format}", manifest.version);
-        return Err(Error::halt(what).hint(LATER));
+    if manifest.version != VERSION {
+        return Err(Error::halt(format!("manifest {path} has version {}", manifest.version)).hint(LATER));
     }
     Ok(manifest)
+}
+
+/// Whether the store means put-if-absent as it says: all else rests on it.
+async fn is_conditional(store: &dyn ObjectStore, folder: &str, writer: &str) -> Result<()> {
+    let text = format!("{folder}/probe-{writer}");
+    let path = Path::parse(&text).map_err(|error| Error::halt(format!("{text:?} is no path")).because(error))?;
+    probe(store, &path).await
+}
+
+/// Puts an object there twice; the second time must be refused.
+pub(crate) async fn probe(store: &dyn ObjectStore, path: &Path) -> Result<()> {
+    let put = || {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        store.put_opts(path, path.to_string().into_bytes().into(), options)
+    };
+    let exists =
+        |error: &StoreError| matches!(error, StoreError::AlreadyExists { .. } | StoreError::Precondition { .. });
+    match put().await {
+        Ok(_) => {}
+        // An earlier one whose answer was lost.
+        Err(error) if exists(&error) => {}
+        Err(error) => return Err(failed(error, format!("could not write {path}"))),
+    }
+    let second = put().await;
+    let deleted = store.delete(path).await;
+    match second {
+        Err(error) if exists(&error) => deleted.map_err(|error| failed(error, format!("could not delete {path}"))),
+        Err(error) => Err(failed(error, format!("could not write {path}"))),
+        Ok(_) => Err(Error::halt(format!("the store wrote {path} over an object that was to be made only if absent"))
+            .hint(
+                "it does not know conditional writes (`If-None-Match: *`), without which two daemons could both \
+                 write: use a store, or a version of it, that does",
+            )),
+    }
 }
 
 /// Whose a stream's folder is.
@@ -297,4 +349,22 @@ pub(crate) async fn claim(store: &dyn ObjectStore, stream: &str, log: LogId, sin
         .hint("point the sink at a destination of its own")),
         Err(error) => Err(Error::halt(format!("{path} cannot be read")).because(error)),
     }
+}
+
+/// The streams that (log, sink) has claimed.
+pub(crate) async fn claimed(store: &dyn ObjectStore, log: LogId, sink: &str) -> Result<BTreeSet<String>> {
+    let attempt = || "could not read which streams are the sink's";
+    let folder = Path::from("_highwater/streams");
+    let listed: Result<Vec<_>, _> = store.list(Some(&folder)).try_collect().await;
+    let ours = Claim { log, sink: sink.into() };
+    let mut streams = BTreeSet::new();
+    for meta in listed.map_err(|error| failed(error, attempt()))? {
+        let Some(stream) = meta.location.filename().and_then(|name| name.strip_suffix(".json")) else { continue };
+        let body = async { store.get(&meta.location).await?.bytes().await }.await;
+        let body = body.map_err(|error| failed(error, attempt()))?;
+        if serde_json::from_slice::<Claim>(&body).is_ok_and(|claim| claim == ours) {
+            streams.insert(stream.to_owned());
+        }
+    }
+    Ok(streams)
 }

@@ -136,7 +136,7 @@ impl Meta {
 }
 
 /// The whole old row matters where there is no key to find it by.
-fn has_before(table: &Table, before: bool) -> bool {
+pub(crate) fn has_before(table: &Table, before: bool) -> bool {
     before || table.key.is_empty()
 }
 

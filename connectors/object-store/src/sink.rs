@@ -4,33 +4,38 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use config::ObjectStore as Config;
-use connector::{Checkpoint, Error, Mark, Opened, Promise, Result, Run, Shape, Sink, Step, fault};
+use connector::{Checkpoint, Error, Mark, Opened, Promise, Result, Run, Shape, Sink, Step, fault, stream_part};
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart};
 use storage::{Epoch, LogId, Offset, OffsetRange};
-use tokio::io::AsyncReadExt;
 
 use crate::error::failed;
-use crate::manifest::{Announced, FORMAT, File, Manifests, claim};
-use crate::settings::{Settings, store};
-use crate::staging::Staging;
+use crate::format::{Form, Partition};
+use crate::manifest::{Announced, File, Manifests, claim, probe};
+use crate::retention::Retention;
+use crate::settings::Settings;
+use crate::staging::{Gather, Staging};
+use crate::store::Store;
+use crate::upload::Uploads;
 
-/// Writes Parquet files to a folder or a bucket.
+/// Writes files to a folder or a bucket.
 pub struct ObjectStoreSink {
     settings: Settings,
     connect: Connect,
     /// Of this process: tells its own lost answers from another's.
     writer: String,
+    random: [u8; 16],
     open: Option<Open>,
+    retention: Option<Retention>,
 }
 
-type Connect = Box<dyn Fn() -> Result<Arc<dyn ObjectStore>> + Send + Sync>;
+type Connect = Box<dyn Fn() -> Result<Store> + Send + Sync>;
 
 struct Open {
-    store: Arc<dyn ObjectStore>,
+    store: Store,
     manifests: Manifests,
+    uploads: Uploads,
     staging: Staging,
     claimed: HashSet<String>,
 }
@@ -45,30 +50,37 @@ impl ObjectStoreSink {
     /// Of a configuration; connects when it is opened.
     pub fn new(settings: Settings, config: &Config) -> Result<Self> {
         let config = config.clone();
-        Self::on(settings, move || store(&config))
+        Self::on(settings, move || Store::new(&config))
     }
 
     /// On a store of choice.
-    pub fn on(
-        settings: Settings,
-        connect: impl Fn() -> Result<Arc<dyn ObjectStore>> + Send + Sync + 'static,
-    ) -> Result<Self> {
+    pub fn on(settings: Settings, connect: impl Fn() -> Result<Store> + Send + Sync + 'static) -> Result<Self> {
         let mut random = [0; 16];
         let read =
             std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
         read.map_err(|error| Error::halt("could not read /dev/urandom").because(error))?;
         let writer = LogId(random).to_string();
-        Ok(Self { settings, connect: Box::new(connect), writer, open: None })
+        let retention = settings.retain.map(|age| Retention::new(age, settings.now));
+        Ok(Self { settings, connect: Box::new(connect), writer, random, open: None, retention })
     }
 
-    /// Whether the destination can be written, listed and deleted from.
+    /// Whether the destination can be written, listed and deleted from, and
+    /// knows conditional writes.
     pub async fn check(config: &Config) -> Result<String> {
-        let store = store(config)?;
+        let store = Store::new(config)?.objects;
         let path = Path::from(format!("_highwater/check-{}", std::process::id()));
-        store.put(&path, Bytes::from_static(b"check").into()).await.map_err(|e| failed(e, "could not write"))?;
+        store.put(&path, "check".into()).await.map_err(|e| failed(e, "could not write"))?;
         store.get(&path).await.map_err(|error| failed(error, "could not read"))?;
+        let listed = store.list_with_delimiter(Some(&Path::from("_highwater"))).await;
+        listed.map_err(|error| failed(error, "could not list"))?;
         store.delete(&path).await.map_err(|error| failed(error, "could not delete"))?;
+        probe(&*store, &path).await?;
         Ok(format!("{} can be written and read", config.url))
+    }
+
+    fn gather(&self, form: Form) -> Gather {
+        let Settings { staging, position, .. } = &self.settings;
+        Gather { folder: staging.clone(), form, position: *position, sync: self.random }
     }
 
     fn opened(&mut self) -> Result<&mut Open> {
@@ -83,17 +95,20 @@ impl Sink for ObjectStoreSink {
         self.open = None;
         let store = (self.connect)()?;
         let settings = &self.settings;
-        let manifests = Manifests::take_over(store.clone(), &settings.sink, log, epoch, &self.writer).await?;
+        let objects = store.objects.clone();
+        let mut manifests = Manifests::take_over(objects, &settings.sink, log, epoch, &self.writer).await?;
+        let uploads = Uploads::new(store.clone(), settings.part_bytes, &settings.staging, &settings.sink, &self.writer);
+        uploads.clear().await;
+        if let Some(retention) = &mut self.retention {
+            retention.look(&*store.objects, &mut manifests).await?;
+        }
         let announced = manifests.current.announced.clone();
         // An announced step is done as it was announced, whatever the
         // configuration says by now.
-        let (prefix, before) = match &announced {
-            Some(announced) => (announced.meta_prefix.clone(), announced.before),
-            None => (settings.meta_prefix.clone(), settings.before),
-        };
-        let staging = Staging::new(settings.staging.clone(), prefix, before, settings.position)?;
+        let form = announced.as_ref().map_or(&self.settings.form, |announced| &announced.form).clone();
+        let staging = Staging::new(self.gather(form))?;
         let checkpoint = manifests.current.next_offset.map(|next| Checkpoint { next: Offset(next) });
-        self.open = Some(Open { store, manifests, staging, claimed: HashSet::new() });
+        self.open = Some(Open { store, manifests, uploads, staging, claimed: HashSet::new() });
         let promised = announced.map(|announced| Promise {
             range: OffsetRange { start: Offset(announced.start), end: Offset(announced.end) },
             streams: {
@@ -123,7 +138,7 @@ impl Sink for ObjectStoreSink {
 
     async fn commit(&mut self, staged: Vec<Uploaded>, step: Step) -> Result<Checkpoint> {
         let range = step.range();
-        let (prefix, before) = (self.settings.meta_prefix.clone(), self.settings.before);
+        let form = self.settings.form.clone();
         let position = step.position.as_ref().map(|position| (self.settings.position)(position.as_bytes()));
         let settings = self.settings.clone();
         // After an error, or cut short, it has to be opened again: what the
@@ -151,25 +166,28 @@ impl Sink for ObjectStoreSink {
             None => {
                 for file in &files {
                     if !open.claimed.contains(&file.stream) {
-                        claim(&*open.store, &file.stream, open.manifests.current.log, &settings.sink).await?;
-                        open.manifests.nothing_beyond(&file.stream, range.start.0).await?;
+                        let log = open.manifests.current.log;
+                        claim(&*open.store.objects, &file.stream, log, &settings.sink).await?;
+                        let partition = match &form.partition {
+                            Some(Partition::Column(name)) => Some(stream_part(name)),
+                            Some(Partition::CommitDate) => Some(stream_part(&form.meta_prefix)),
+                            None => None,
+                        };
+                        open.manifests.nothing_beyond(&file.stream, range.start.0, partition.as_deref()).await?;
+                        open.uploads.clear_stream(&file.stream, range.start.0);
                         open.claimed.insert(file.stream.clone());
                     }
                 }
-                let announced = Announced {
-                    start: range.start.0,
-                    end: range.end.0,
-                    format: FORMAT.into(),
-                    meta_prefix: prefix.clone(),
-                    before,
-                    files,
-                };
+                fault::point("staged");
+                let announced = Announced { start: range.start.0, end: range.end.0, form: form.clone(), files };
                 open.manifests.advance(|manifest| manifest.announced = Some(announced)).await?;
                 fault::point("announced");
             }
         }
         for Uploaded { file, staged } in &staged {
-            upload(&*open.store, &file.path, staged, settings.part_bytes, redone).await?;
+            if let Err(error) = open.uploads.put(&file.path, staged, redone).await {
+                return Err(open.manifests.or_superseded(error).await);
+            }
             // It waits no longer; a leftover goes with the next opening.
             let _ = tokio::fs::remove_file(staged).await;
             fault::point("half-uploaded");
@@ -185,7 +203,10 @@ impl Sink for ObjectStoreSink {
             .await?;
         fault::point("manifest-lost-answer");
         if redone {
-            open.staging = Staging::new(settings.staging, prefix, before, settings.position)?;
+            open.staging = Staging::new(self.gather(form))?;
+        }
+        if let Some(retention) = self.retention.as_mut().filter(|retention| retention.is_due()) {
+            retention.look(&*open.store.objects, &mut open.manifests).await?;
         }
         self.open = Some(open);
         Ok(Checkpoint { next: range.end })
@@ -194,66 +215,4 @@ impl Sink for ObjectStoreSink {
     fn is_full(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.staging.bytes >= self.settings.cut_bytes)
     }
-}
-
-/// A file under its announced name. One that is there is these very rows: put
-/// there by whoever announced it, for objects appear whole or not at all.
-async fn upload(
-    store: &dyn ObjectStore,
-    path: &str,
-    staged: &std::path::Path,
-    part_bytes: usize,
-    redone: bool,
-) -> Result<()> {
-    let path = Path::parse(path).map_err(|error| Error::halt(format!("{path:?} is no path")).because(error))?;
-    let attempt = || format!("could not write {path}");
-    let unreadable =
-        |error: std::io::Error| Error::retry(format!("could not read {}", staged.display())).because(error);
-    if redone {
-        match store.head(&path).await {
-            Ok(_) => return Ok(()),
-            Err(StoreError::NotFound { .. }) => {}
-            Err(error) => return Err(failed(error, attempt())),
-        }
-    }
-    let mut file = tokio::fs::File::open(staged).await.map_err(unreadable)?;
-    let length = file.metadata().await.map_err(unreadable)?.len();
-    if length <= part_bytes as u64 {
-        let mut body = Vec::with_capacity(length as usize);
-        file.read_to_end(&mut body).await.map_err(unreadable)?;
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        return match store.put_opts(&path, body.into(), options).await {
-            Ok(_) => Ok(()),
-            // S3 also answers so while another's is under way, which may fail yet.
-            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
-                store.head(&path).await.map(drop).map_err(|error| failed(error, attempt()))
-            }
-            Err(error) => Err(failed(error, attempt())),
-        };
-    }
-    let upload = store.put_multipart(&path).await.map_err(|error| failed(error, attempt()))?;
-    let mut upload = WriteMultipart::new_with_chunk_size(upload, part_bytes);
-    loop {
-        let mut part = vec![0; part_bytes];
-        let mut filled = 0;
-        while filled < part_bytes {
-            let read = file.read(&mut part[filled..]).await.map_err(unreadable)?;
-            if read == 0 {
-                break;
-            }
-            filled += read;
-        }
-        if filled == 0 {
-            break;
-        }
-        part.truncate(filled);
-        if let Err(error) = upload.wait_for_capacity(2).await {
-            // Parts that nobody completes cost money until somebody clears them.
-            let _ = upload.abort().await;
-            return Err(failed(error, attempt()));
-        }
-        upload.put(part.into());
-        fault::point("half-uploaded");
-    }
-    upload.finish().await.map(drop).map_err(|error| failed(error, attempt()))
 }

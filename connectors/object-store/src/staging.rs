@@ -1,76 +1,143 @@
-//! The files of a step while it gathers: one open a stream, a new one where
-//! its schema changes.
+//! The files of a step while it gathers: one open a stream (and folder of it), a
+//! new one where its schema changes.
+//!
+//! Which files a step has depends on its rows and its form alone: a successor
+//! that finishes it makes the same ones.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use connector::{Error, Mark, Result, Run, Shape};
+use connector::{Error, Mark, Op, Result, Run, Shape};
 use storage::Offset;
 
+use crate::format::{Form, Format};
 use crate::manifest::File;
-use crate::writer::Writer;
+use crate::partition::Places;
+use crate::writer::{Writer, broken};
 
-/// Of all open files together; beyond, the largest ends its row group.
+/// Of all open files together; beyond, the largest writes what it can.
 const MEMORY: usize = 48 << 20;
+/// Open files in partitions; beyond, the one that got no row for longest ends.
+const PARTITIONS: usize = 64;
 
 /// A step's files.
 pub(crate) struct Staging {
-    folder: PathBuf,
-    prefix: String,
-    before: bool,
-    position: fn(&[u8]) -> String,
+    settings: Gather,
+    /// By folder in the store.
     open: HashMap<String, Writer>,
     closed: Vec<(File, PathBuf)>,
+    /// By the schema's number.
+    places: HashMap<u32, Option<Places>>,
+    partitioned: usize,
     made: u64,
     /// Of rows taken.
     pub(crate) bytes: u64,
     unmeasured: usize,
 }
 
+/// How it gathers.
+#[derive(Clone)]
+pub(crate) struct Gather {
+    pub(crate) folder: PathBuf,
+    pub(crate) form: Form,
+    pub(crate) position: fn(&[u8]) -> String,
+    /// Between the blocks of Avro files.
+    pub(crate) sync: [u8; 16],
+}
+
 impl Staging {
     /// An empty folder.
-    pub(crate) fn new(folder: PathBuf, prefix: String, before: bool, position: fn(&[u8]) -> String) -> Result<Self> {
+    pub(crate) fn new(settings: Gather) -> Result<Self> {
+        let folder = &settings.folder;
         let failed = |error: std::io::Error| {
             Error::retry(format!("could not empty the staging folder {}", folder.display())).because(error)
         };
         if folder.exists() {
-            std::fs::remove_dir_all(&folder).map_err(failed)?;
+            std::fs::remove_dir_all(folder).map_err(failed)?;
         }
-        std::fs::create_dir_all(&folder).map_err(failed)?;
+        std::fs::create_dir_all(folder).map_err(failed)?;
         Ok(Self {
-            folder,
-            prefix,
-            before,
-            position,
+            settings,
             open: HashMap::new(),
             closed: Vec::new(),
+            places: HashMap::new(),
+            partitioned: 0,
             made: 0,
             bytes: 0,
             unmeasured: 0,
         })
     }
 
-    fn writer(&mut self, shape: &Arc<Shape>, first: Offset) -> Result<&mut Writer> {
-        let stream = shape.table.stream();
-        if let Some(writer) = self.open.get(&stream)
-            && writer.shape.number != shape.number
+    /// The file that the next row of a folder goes to.
+    fn writer(&mut self, folder: &str, shape: &Arc<Shape>, blank: bool, first: Offset) -> Result<&mut Writer> {
+        if let Some(writer) = self.open.get(folder)
+            && (writer.shape.number != shape.number || writer.blank != blank)
         {
-            self.close(&stream)?;
+            self.close(folder)?;
         }
-        if !self.open.contains_key(&stream) {
+        if !self.open.contains_key(folder) {
+            let in_partition = |folder: &str| folder.contains('/');
+            if in_partition(folder) {
+                if self.partitioned >= PARTITIONS {
+                    let open = self.open.iter().filter(|(folder, _)| in_partition(folder));
+                    let idle = open.min_by_key(|(_, writer)| writer.end).map(|(folder, _)| folder.clone());
+                    self.close(&idle.unwrap_or_default())?;
+                }
+                self.partitioned += 1;
+            }
             self.made += 1;
-            let file = self.folder.join(format!("{}.parquet", self.made));
-            let writer = Writer::new(shape.clone(), file, first, &self.prefix, self.before, self.position);
-            self.open.insert(stream.clone(), writer);
+            let Gather { form, sync, .. } = &self.settings;
+            let file = self.settings.folder.join(format!("{}.{}", self.made, form.suffix()));
+            self.open.insert(folder.into(), Writer::new(shape.clone(), blank, file, first, form, *sync)?);
         }
-        Ok(self.open.get_mut(&stream).expect("inserted above"))
+        Ok(self.open.get_mut(folder).expect("inserted above"))
     }
 
     pub(crate) fn run(&mut self, shape: &Arc<Shape>, run: &Run<'_>) -> Result<()> {
         self.bytes += run.bytes() as u64;
         self.unmeasured += run.bytes();
-        self.writer(shape, run.first_offset)?.run(run)?;
+        let position = (self.settings.position)(run.transaction.position);
+        let stream = shape.table.stream();
+        // Only Avro cannot say that a column of the key has no value.
+        let blanks = self.settings.form.format == Format::Avro && !shape.table.key.is_empty();
+        let mut places =
+            self.places.remove(&shape.number).unwrap_or_else(|| Places::of(&shape.table, &self.settings.form));
+        let (mut folder, mut next_folder) = (String::new(), String::new());
+        let mut changes = run.changes();
+        let mut next = changes.next();
+        while let Some(change) = next.take() {
+            let change = change.map_err(|error| broken(shape, error))?;
+            let blank = blanks && change.op == Op::Truncate;
+            folder.clear();
+            folder.push_str(&stream);
+            if let Some(places) = &mut places {
+                folder.push('/');
+                places.change(&mut folder, &shape.table, run, &change).map_err(|error| broken(shape, error))?;
+            }
+            let writer = self.writer(&folder, shape, blank, change.offset)?;
+            writer.change(&change, run, &position)?;
+            // All that follow into the same file.
+            for change in changes.by_ref() {
+                if let Ok(change) = &change {
+                    let mut same = blank == (blanks && change.op == Op::Truncate);
+                    if let (true, Some(places)) = (same, &mut places) {
+                        next_folder.clear();
+                        places
+                            .change(&mut next_folder, &shape.table, run, change)
+                            .map_err(|error| broken(shape, error))?;
+                        same = folder[stream.len() + 1..] == next_folder;
+                    }
+                    if same {
+                        writer.change(change, run, &position)?;
+                        continue;
+                    }
+                }
+                next = Some(change);
+                break;
+            }
+        }
+        self.places.insert(shape.number, places);
         if self.unmeasured > MEMORY / 16 {
             self.unmeasured = 0;
             self.relieve()?;
@@ -79,7 +146,14 @@ impl Staging {
     }
 
     pub(crate) fn mark(&mut self, shape: &Arc<Shape>, mark: &Mark, offset: Offset) -> Result<()> {
-        self.writer(shape, offset)?.mark(mark, offset)
+        let mut folder = shape.table.stream();
+        if let Some(mut places) = Places::of(&shape.table, &self.settings.form) {
+            folder.push('/');
+            places.mark(&mut folder, mark);
+        }
+        let blank = self.settings.form.format == Format::Avro && !shape.table.key.is_empty();
+        let position = (self.settings.position)(&mark.position);
+        self.writer(&folder, shape, blank, offset)?.mark(mark, &position, offset)
     }
 
     fn relieve(&mut self) -> Result<()> {
@@ -92,11 +166,18 @@ impl Staging {
         Ok(())
     }
 
-    fn close(&mut self, stream: &str) -> Result<()> {
-        let Some(mut writer) = self.open.remove(stream) else { return Ok(()) };
+    fn close(&mut self, folder: &str) -> Result<()> {
+        let Some(mut writer) = self.open.remove(folder) else { return Ok(()) };
+        let stream = match folder.split_once('/') {
+            Some((stream, _)) => {
+                self.partitioned -= 1;
+                stream
+            }
+            None => folder,
+        };
         writer.close()?;
         let file = File {
-            path: format!("{stream}/{:020}-{:020}.parquet", writer.first, writer.end),
+            path: format!("{folder}/{:020}-{:020}.{}", writer.first, writer.end, self.settings.form.suffix()),
             stream: stream.into(),
             first: writer.first,
             end: writer.end,
@@ -106,11 +187,11 @@ impl Staging {
         Ok(())
     }
 
-    /// Ends every file; a stream's own are in the order of their offsets.
+    /// Ends every file; they are in the order of their offsets.
     pub(crate) fn finish(&mut self) -> Result<Vec<(File, PathBuf)>> {
-        let streams: Vec<String> = self.open.keys().cloned().collect();
-        for stream in streams {
-            self.close(&stream)?;
+        let folders: Vec<String> = self.open.keys().cloned().collect();
+        for folder in folders {
+            self.close(&folder)?;
         }
         self.bytes = 0;
         let mut files = std::mem::take(&mut self.closed);
