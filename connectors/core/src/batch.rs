@@ -15,6 +15,7 @@
 //!            [old key body, u32 length]      flag 0x10
 //!            [before body,  u32 length]      flag 0x20
 //!            [absent bitmap, u16 length]     flag 0x40
+//!            or, in place of it all, a row as it came     flag 0x80
 //! ```
 //!
 //! Little-endian throughout. Extras stand *behind* the value, with their
@@ -33,6 +34,7 @@ const UNKNOWN: u8 = 0x80;
 const OLD_KEY: u8 = 0x10;
 const BEFORE: u8 = 0x20;
 const ABSENT: u8 = 0x40;
+const UNFIT: u8 = 0x80;
 
 /// Bytes that do not have the form they claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,6 +250,14 @@ impl BatchWriter {
         }
     }
 
+    /// Ends a row that is none: it was written as it came ([`crate::Unfit`]).
+    pub fn close_unfit(&mut self, op: Op) {
+        self.close_row(op, RowExtras::default());
+        if let Some(bits) = self.ops.last_mut() {
+            *bits |= UNFIT;
+        }
+    }
+
     /// Takes back a row that could not be written whole.
     pub fn drop_row(&mut self) {
         if let Some(run) = &self.run {
@@ -460,6 +470,8 @@ pub struct Change<'a> {
     pub old_key: Option<&'a [u8]>,
     /// The whole old row, under the run's schema.
     pub before: Option<&'a [u8]>,
+    /// `value` is a row as it came, which no schema describes.
+    pub unfit: bool,
     absent: Option<&'a [u8]>,
 }
 
@@ -492,7 +504,7 @@ impl<'a> Run<'a> {
         let bits = self.ops[i];
         let op = Op::from_bits(bits & 0x0f)?;
         let (mut old_key, mut before, mut absent) = (None, None, None);
-        if bits & 0xf0 != 0 {
+        if bits & (OLD_KEY | BEFORE | ABSENT) != 0 {
             if bits & ABSENT != 0 {
                 let (rest, length) = row.split_last_chunk::<2>().ok_or(Malformed("absent columns"))?;
                 absent = Some(split_end(rest, u16::from_le_bytes(*length) as usize, &mut row)?);
@@ -511,6 +523,7 @@ impl<'a> Run<'a> {
             value: row,
             old_key,
             before,
+            unfit: bits & UNFIT != 0,
             absent,
         })
     }
@@ -521,6 +534,11 @@ impl Change<'_> {
     #[inline]
     pub fn is_absent(&self, column: usize) -> bool {
         self.absent.is_some_and(|bits| bits.get(column / 8).is_some_and(|byte| byte & (1 << (column % 8)) != 0))
+    }
+
+    /// The columns that were not sent, a bit each.
+    pub fn absent_bits(&self) -> Option<&[u8]> {
+        self.absent
     }
 
     /// Whether any column was not sent.

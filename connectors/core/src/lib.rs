@@ -24,6 +24,7 @@ mod shape;
 mod sink;
 mod source;
 mod table;
+mod unfit;
 
 pub use avro::{Reader, put_bytes, put_double, put_float, put_long};
 pub use batch::{Batch, BatchWriter, Change, Malformed, Op, RowExtras, Run, Runs, Transaction, patch_first_ordinal};
@@ -38,3 +39,4 @@ pub use shape::{SchemaNumber, Shape, Shapes};
 pub use sink::{Checkpoint, Opened, Promise, Sink, Step};
 pub use source::{Captured, Resolved, Schemas, Source};
 pub use table::{Column, Field, Table, TableKind, Type};
+pub use unfit::{RawCell, RawCells, Unfit, UnfitReason, put_cell};
