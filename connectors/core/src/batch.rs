@@ -225,6 +225,29 @@ impl BatchWriter {
         &mut self.out
     }
 
+    /// Copies rows of a run as they are.
+    pub(crate) fn copy_rows(&mut self, run: &Run<'_>, rows: std::ops::Range<usize>) -> Result<(), Malformed> {
+        let end_of = |row: usize| run.ends.get(row * 4..).and_then(|rest| rest.first_chunk()).copied();
+        let start = if rows.start == 0 { Some([0; 4]) } else { end_of(rows.start - 1) };
+        let start = u32::from_le_bytes(start.ok_or(Malformed("row end"))?);
+        let end = u32::from_le_bytes(end_of(rows.end - 1).ok_or(Malformed("row end"))?);
+        let bodies = run.bodies.get(start as usize..end as usize).ok_or(Malformed("row end"))?;
+        self.open_row(run.schema).extend_from_slice(bodies);
+        let base = self.run.as_ref().expect("open_row came first").bodies;
+        let before = (self.out.len() - base - bodies.len()) as u32;
+        for row in rows.clone() {
+            let end = end_of(row).map(u32::from_le_bytes).and_then(|end| end.checked_sub(start));
+            self.ends.push(end.ok_or(Malformed("row end"))? + before);
+        }
+        self.ops.extend_from_slice(run.ops.get(rows.clone()).ok_or(Malformed("row count"))?);
+        let count = rows.len() as u32;
+        self.records += count;
+        if let Some(part) = &mut self.part {
+            part.records += count;
+        }
+        Ok(())
+    }
+
     /// Ends the row whose value was written.
     #[inline]
     pub fn close_row(&mut self, op: Op, extras: RowExtras<'_>) {
@@ -327,6 +350,17 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Over what a source has captured, before it is in the log.
+    pub fn captured(batch: &storage::LogBatch) -> Self {
+        Self {
+            offsets: OffsetRange { start: Offset(0), end: Offset(u64::from(batch.records)) },
+            position: batch.position.clone(),
+            ends_transaction: batch.ends_transaction,
+            event_time: batch.event_time,
+            payload: batch.payload.clone(),
+        }
+    }
+
     /// Over a data frame.
     pub fn new(frame: Frame) -> Self {
         Self {
@@ -353,6 +387,8 @@ impl Batch {
             offset: self.offsets.start,
             ordinal: 0,
             begun: false,
+            parts: 0,
+            open: false,
         }
     }
 }
@@ -367,6 +403,8 @@ pub struct Runs<'a> {
     offset: Offset,
     ordinal: u64,
     begun: bool,
+    parts: u32,
+    open: bool,
 }
 
 impl<'a> Runs<'a> {
@@ -388,6 +426,8 @@ impl<'a> Runs<'a> {
             let (mut part, rest) = split(self.rest, length)?;
             self.rest = rest;
             let (&length, _) = part.split_first().ok_or(Malformed("it ends early"))?;
+            self.parts += 1;
+            self.open = length & UNKNOWN != 0;
             let position = match length & UNKNOWN {
                 0 => short(&mut part)?,
                 _ => {
@@ -417,6 +457,8 @@ impl<'a> Runs<'a> {
             transaction: self.transaction,
             first_offset: self.offset,
             first_ordinal: self.ordinal,
+            part: self.parts,
+            open: self.open,
             bodies,
             ends,
             ops,
@@ -450,6 +492,10 @@ pub struct Run<'a> {
     pub first_offset: Offset,
     /// Of the first row, in its transaction.
     pub first_ordinal: u64,
+    /// Counts the payload's parts.
+    pub(crate) part: u32,
+    /// The position is told by the frame that ends the transaction.
+    pub(crate) open: bool,
     bodies: &'a [u8],
     ends: &'a [u8],
     ops: &'a [u8],

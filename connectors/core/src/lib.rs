@@ -23,6 +23,7 @@ mod schema;
 mod shape;
 mod sink;
 mod source;
+mod split;
 mod table;
 mod unfit;
 
@@ -38,5 +39,6 @@ pub use schema::{key_schema, value_schema};
 pub use shape::{SchemaNumber, Shape, Shapes};
 pub use sink::{Checkpoint, Opened, Promise, Sink, Step};
 pub use source::{Captured, Resolved, Schemas, Source};
+pub use split::{Halves, Side, Sieve, Splitter};
 pub use table::{Column, Field, Table, TableKind, Type};
 pub use unfit::{RawCell, RawCells, Unfit, UnfitReason, put_cell};
