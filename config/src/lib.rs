@@ -1,6 +1,7 @@
 //! The configuration: one TOML file, layered by figment under `HIGHWATER_…`
 //! variables. Plain data: no client, no runtime. All faults are told together.
 
+mod contract;
 mod fault;
 mod file;
 mod object_store;
@@ -11,8 +12,9 @@ mod registry;
 mod section;
 mod units;
 
+pub use contract::{Contract, Must, Rule};
 pub use fault::{Fault, Faults};
-pub use file::{Config, Destination, Log, Sink, Source};
+pub use file::{Config, Destination, Log, OnFull, Quarantine, Sink, Source};
 pub use object_store::ObjectStore;
 pub use pattern::Patterns;
 pub use postgres::{Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};

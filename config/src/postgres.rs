@@ -7,6 +7,7 @@ use std::time::Duration;
 use figment::value::Value;
 use url::{Host, Url};
 
+use crate::contract::Contract;
 use crate::pattern::Patterns;
 use crate::section::{Secret, Section};
 
@@ -60,7 +61,7 @@ pub struct Postgres {
     pub snapshot_rows_per_second: u64,
     /// How often an idle position is made durable and acknowledged.
     pub heartbeat: Duration,
-    /// A greater row stops the source until a quarantine exists.
+    /// A greater row goes to the quarantine.
     pub max_row: u64,
     /// By pattern of `schema.table`; later ones win.
     pub table_options: Vec<(Patterns, TableOptions)>,
@@ -73,6 +74,8 @@ pub struct TableOptions {
     pub columns: Patterns,
     /// Columns carried as the database's text.
     pub as_text: Vec<String>,
+    /// What its rows must be.
+    pub contract: Contract,
 }
 
 /// Encryption of a server's connections.
@@ -148,7 +151,11 @@ impl Postgres {
                 }
             };
             let mut table = Section::new(&path, value, section.faulty);
-            let mut options = TableOptions { columns: table.patterns("columns", "*"), as_text: Vec::new() };
+            let mut options = TableOptions {
+                columns: table.patterns("columns", "*"),
+                as_text: Vec::new(),
+                contract: table.section("contract").map(Contract::read).unwrap_or_default(),
+            };
             if let Some(mut carried) = table.section("as") {
                 for (column, how) in carried.rest() {
                     if how.as_str() != Some("text") {

@@ -129,8 +129,7 @@ pub fn recode(
     };
     let new = unfit.new.map(arranged);
     let old = unfit.old.map(|(whole, cells)| (whole, arranged(cells)));
-    let tuple = |bytes: &'_ [u8]| Tuple::over(to.columns.len(), bytes);
-    let new = new.as_deref().map(tuple);
+    let new = new.as_deref().map(|bytes| Tuple::over(to.columns.len(), bytes));
     let old = old.as_ref().map(|(whole, bytes)| OldTuple { whole: *whole, tuple: Tuple::over(to.columns.len(), bytes) });
     let written = encode(&plan, number, op, old, new, into);
     written.map_err(|error| {

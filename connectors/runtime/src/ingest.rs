@@ -98,7 +98,7 @@ impl<S: Source> Ingest<S> {
                     }
                 }
                 captured = self.source.next(), if waiting.len() < IN_FLIGHT => {
-                    let Some(Captured { mut batch }) = captured? else { return self.finish(waiting).await };
+                    let Some(Captured { mut batch, unfit: _ }) = captured? else { return self.finish(waiting).await };
                     inside = !batch.ends_transaction;
                     if !inside {
                         batch.state.extend(self.notes.take());

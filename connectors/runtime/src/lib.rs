@@ -17,6 +17,7 @@
 //! another sink: each delivery has its own cursor in the log.
 
 mod backoff;
+mod contract;
 mod delivery;
 mod ingest;
 mod notes;
@@ -24,6 +25,7 @@ mod pipeline;
 mod schemas;
 mod status;
 
+pub use contract::{Contracts, Unfitting};
 pub use delivery::{Delivery, Selection};
 pub use pipeline::{Ended, Pipeline};
 pub use schemas::SchemaBook;
