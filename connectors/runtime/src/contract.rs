@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use config::{Contract, Must};
 use connector::{
-    Change, Column, Error, Malformed, Op, Reader, Result, Table, TableKind, Type, days_from_civil, decimal_from_text,
+    Column, Error, Malformed, Op, Reader, Result, Table, TableKind, Type, days_from_civil, decimal_from_text,
     decimal_to_i128,
 };
 use regex_automata::meta::Regex;
@@ -204,14 +204,16 @@ impl Check {
     }
 
     /// The first rule that a row breaks; what was not sent breaks only the key.
-    pub(crate) fn broken(&self, change: &Change<'_>) -> Result<Option<&str>, Malformed> {
-        if !matches!(change.op, Op::Read | Op::Insert | Op::Update) {
+    pub(crate) fn broken(&self, op: Op, value: &[u8], absent: Option<&[u8]>) -> Result<Option<&str>, Malformed> {
+        if !matches!(op, Op::Read | Op::Insert | Op::Update) {
             return Ok(None);
         }
-        let mut reader = Reader::new(change.value);
+        let mut reader = Reader::new(value);
+        let is_absent =
+            |i: usize| absent.is_some_and(|bits| bits.get(i / 8).is_some_and(|byte| byte & (1 << (i % 8)) != 0));
         for (i, column) in self.columns.iter().enumerate() {
             let rule = |rule: usize| Ok(self.rules.get(rule).map(String::as_str));
-            if change.is_absent(i) {
+            if is_absent(i) {
                 reader.skip_nullable(&column.ty)?;
                 if let Some(key) = column.key {
                     return rule(key);

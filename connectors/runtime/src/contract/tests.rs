@@ -88,7 +88,7 @@ fn broken(check: &Check, row: (Option<&str>, Option<&str>, Option<&str>, Option<
     });
     let run = batch.runs().next().unwrap().unwrap();
     let change = run.changes().next().unwrap().unwrap();
-    check.broken(&change).unwrap().map(str::to_owned)
+    check.broken(change.op, change.value, change.absent_bits()).unwrap().map(str::to_owned)
 }
 
 #[test]
