@@ -14,6 +14,7 @@ mod civil;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod decimal;
+mod difference;
 mod error;
 pub use storage::fault;
 mod json;
@@ -31,6 +32,7 @@ pub use avro::{Reader, put_bytes, put_double, put_float, put_long};
 pub use batch::{Batch, BatchWriter, Change, Malformed, Op, RowExtras, Run, Runs, Transaction, patch_first_ordinal};
 pub use civil::{civil_from_days, days_from_civil};
 pub use decimal::{OutOfRange, decimal_from_text, decimal_to_i128, decimal_to_text};
+pub use difference::Difference;
 pub use error::{Action, Error, Result};
 pub use json::{EventJson, ValueJson};
 pub use mark::Mark;
