@@ -533,6 +533,11 @@ impl<'a> Run<'a> {
         self.bodies.len()
     }
 
+    /// Whether a row in it is as it came.
+    pub fn has_unfit(&self) -> bool {
+        self.ops.iter().any(|bits| bits & UNFIT != 0)
+    }
+
     /// The changes in order.
     pub fn changes(&self) -> impl Iterator<Item = Result<Change<'a>, Malformed>> + use<'a> {
         let run = *self;

@@ -72,6 +72,11 @@ pub(crate) fn floor_without(state: &State, gone: &[&[u8]]) -> StateChange {
     StateChange { key: PENDING_KEY.into(), value: from.map(|from| from.to_string().into()) }
 }
 
+/// The least offset that entries under a prefix hold.
+pub(crate) fn least_of(state: &State, prefix: &str) -> Option<u64> {
+    state.prefix(prefix.as_bytes()).filter_map(|(_, value)| serde_json::from_slice::<Floor>(value).ok()?.from).min()
+}
+
 /// Appends again at the head what `pick` chooses of the pending frames from
 /// `from` on, as one transaction with `state`. Durable when it returns; after
 /// an error, or when dropped before, the log's `abort` makes void what was

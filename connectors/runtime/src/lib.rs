@@ -24,11 +24,13 @@ mod hold;
 mod ingest;
 mod notes;
 mod pipeline;
+mod quarantine;
 mod schemas;
 mod status;
 
 pub use contract::{Contracts, Unfitting};
 pub use delivery::{Delivery, Selection};
 pub use pipeline::{Ended, Pipeline};
+pub use quarantine::{Deed, Discard, Discarded, Done, Filter, HeldRow, Recode, Rules, held_rows};
 pub use schemas::SchemaBook;
-pub use status::{Health, Problem, SinkStatus, SourceStatus};
+pub use status::{Health, Problem, Quarantined, SinkStatus, SourceStatus};

@@ -35,6 +35,23 @@ pub struct Problem {
     pub tries: u64,
 }
 
+/// What waits in a source's quarantine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Quarantined {
+    /// Rows that wait, for themselves or behind another.
+    pub rows: u64,
+    /// Keys that are fenced; a table that waits as a whole counts as one.
+    pub keys: u64,
+    /// Their size.
+    pub bytes: u64,
+    /// What there is room for.
+    pub max_bytes: u64,
+    /// Streams that wait as a whole for want of room.
+    pub parked: Vec<String>,
+    /// Rows given up so far.
+    pub discarded: u64,
+}
+
 /// A source's state.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct SourceState {
@@ -46,6 +63,8 @@ pub struct SourceState {
     pub events: u64,
     /// Batches dropped because the log holds them.
     pub batches: u64,
+    /// Rows that wait.
+    pub quarantine: Quarantined,
 }
 
 /// A sink's state.

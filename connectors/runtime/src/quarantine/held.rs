@@ -28,26 +28,30 @@ pub(crate) struct HeldFrame {
 }
 
 impl HeldFrame {
-    /// Adds a row behind the others.
-    pub(crate) fn push(&mut self, row: u32, stream: &str, bytes: u64, reason: Option<&str>) {
+    /// A row of a stream comes next in the frame, whether it waits or not.
+    pub(crate) fn count(&mut self, stream: &str) {
+        match self.runs.last_mut() {
+            Some(run) if run.0 == stream => run.1 += 1,
+            _ => self.runs.push((stream.into(), 1, 0)),
+        }
+    }
+
+    /// The row that was counted last waits.
+    pub(crate) fn wait(&mut self, bytes: u64, reason: Option<&str>) {
+        let row = self.runs.iter().map(|run| run.1).sum::<u32>().saturating_sub(1);
         match self.left.last_mut() {
             Some(last) if last.1 == row => last.1 += 1,
             _ => self.left.push((row, row + 1)),
         }
-        match self.runs.last_mut() {
-            Some(run) if run.0 == stream => {
-                run.1 += 1;
-                run.2 += bytes;
-            }
-            _ => self.runs.push((stream.into(), 1, bytes)),
+        if let Some(run) = self.runs.last_mut() {
+            run.2 += bytes;
         }
         if let Some(reason) = reason {
             self.blame(row, reason);
         }
     }
 
-    /// A row's reason, in place of what it had.
-    pub(crate) fn blame(&mut self, row: u32, reason: &str) {
+    fn blame(&mut self, row: u32, reason: &str) {
         let index = self.reasons.iter().position(|known| known == reason).unwrap_or_else(|| {
             self.reasons.push(reason.into());
             self.reasons.len() - 1
@@ -177,14 +181,13 @@ mod tests {
     #[test]
     fn a_frame_knows_which_rows_wait_and_why() {
         let mut frame = HeldFrame { from: 7, ..HeldFrame::default() };
-        frame.push(0, "a", 10, Some("contract: x"));
-        frame.push(1, "a", 10, None);
-        frame.push(2, "b", 5, Some("contract: x"));
-        frame.push(3, "a", 1, None);
+        let rows = [("a", 10, Some("contract: x")), ("a", 10, None), ("b", 5, Some("contract: x")), ("a", 1, None)];
+        for (stream, bytes, reason) in rows {
+            frame.count(stream);
+            frame.wait(bytes, reason);
+        }
         assert_eq!((frame.rows(), frame.bytes()), (4, 26));
         assert_eq!((frame.reason(0), frame.reason(1), frame.reason(2)), (Some("contract: x"), None, Some("contract: x")));
-        frame.blame(0, "contract: y");
-        assert_eq!(frame.reason(0), Some("contract: y"));
         assert_eq!(frame.forget("a"), 3);
         assert_eq!((frame.left.clone(), frame.bytes()), (vec![(2, 3)], 5));
         assert!(frame.waits(2) && !frame.waits(3));
