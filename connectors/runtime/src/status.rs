@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use connector::{Action, Error};
 use serde::Serialize;
 
+use crate::gate::Hold;
+
 /// Whether something moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -65,6 +67,8 @@ pub struct SourceState {
     pub batches: u64,
     /// Rows that wait.
     pub quarantine: Quarantined,
+    /// Streams that are held back.
+    pub held: Vec<Hold>,
 }
 
 /// A sink's state.
