@@ -98,7 +98,7 @@ impl<S: Source> Ingest<S> {
         loop {
             tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => return self.finish(waiting).await,
+                () = self.cancel.cancelled() => return self.finish(waiting, &mut gate, inside).await,
                 done = oldest(&mut waiting), if !waiting.is_empty() => {
                     let appended = done.map_err(log_failed)?;
                     waiting.pop_front();
@@ -107,7 +107,7 @@ impl<S: Source> Ingest<S> {
                     }
                 }
                 captured = self.source.next(), if waiting.len() < IN_FLIGHT => {
-                    let Some(Captured { mut batch }) = captured? else { return self.finish(waiting).await };
+                    let Some(Captured { mut batch }) = captured? else { return self.finish(waiting, &mut gate, inside).await };
                     inside = !batch.ends_transaction;
                     if !inside {
                         batch.state.extend(self.notes.take());
@@ -127,7 +127,7 @@ impl<S: Source> Ingest<S> {
                     for batch in [Some(batch), held].into_iter().flatten() {
                         match self.append(batch).await? {
                             Some(commit) => waiting.push_back(commit),
-                            None => return self.finish(waiting).await,
+                            None => return self.finish(waiting, &mut gate, true).await,
                         }
                     }
                     if holds {
@@ -140,7 +140,7 @@ impl<S: Source> Ingest<S> {
                 }
                 () = self.notes.added(), if !inside => match self.append_notes().await? {
                     Some(commit) => waiting.push_back(commit),
-                    None if self.cancel.is_cancelled() => return self.finish(waiting).await,
+                    None if self.cancel.is_cancelled() => return self.finish(waiting, &mut gate, inside).await,
                     None => {}
                 },
                 Some(request) = self.requests.0.recv(), if !inside => {
@@ -227,7 +227,10 @@ impl<S: Source> Ingest<S> {
     }
 
     /// What the log took is waited for and acknowledged, if it does not take long.
-    async fn finish(&mut self, mut waiting: VecDeque<Commit>) -> Result<Next> {
+    async fn finish(&mut self, mut waiting: VecDeque<Commit>, gate: &mut Gate, inside: bool) -> Result<Next> {
+        if !inside {
+            gate.counted().into_iter().for_each(|change| self.notes.put(change.key, change.value));
+        }
         // A full disk must not hold up a stop; what is lost to the
         // acknowledgement is sent again and known by its position.
         let rest = self.drain(&mut waiting);

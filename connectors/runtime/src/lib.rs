@@ -29,7 +29,7 @@ mod status;
 
 pub use delivery::{Delivery, Selection};
 pub use desk::{Desk, Requests};
-pub use gate::{Approval, Approved, Hold};
+pub use gate::{Approval, Approved, Hold, approve_stopped};
 pub use pipeline::{Ended, Pipeline};
 pub use schemas::{Judged, Parked, Policy, SchemaBook};
 pub use status::{Health, Problem, SinkStatus, SourceStatus};

@@ -16,7 +16,7 @@ use connector::{
 };
 use schema_registry::Registrar;
 use serde::{Deserialize, Serialize};
-use storage::{EventLog, Log, State, StateChange};
+use storage::{EventLog, Log, State};
 use tokio::runtime::Handle;
 
 use crate::hold::put;
@@ -80,6 +80,7 @@ impl Parked {
 }
 
 /// What a judgement came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Judged {
     /// The level that decided.
     pub level: Option<String>,
@@ -97,8 +98,7 @@ impl SchemaBook {
         let shapes = shapes_of(&log)?;
         let approved = shapes.iter().map(|shape| Entry { shape: shape.clone(), parked: None });
         let parked = Parked::from_state(&log.state())?;
-        let parked =
-            parked.into_iter().map(|p| Entry { shape: Arc::new(p.shape.clone()), parked: Some(Arc::new(p)) });
+        let parked = parked.into_iter().map(|p| Entry { shape: Arc::new(p.shape.clone()), parked: Some(Arc::new(p)) });
         for entry in approved.chain(parked) {
             known.last = known.last.max(entry.shape.number);
             known.by_table.insert(fingerprint(&entry.shape.table), entry);

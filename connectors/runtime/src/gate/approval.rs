@@ -1,5 +1,7 @@
 //! What a person decides over a held stream.
 
+use std::sync::Arc;
+
 use connector::{Error, Result, Shape};
 use storage::{EventLog, Kind, Log, Micros, Offset, StateChange};
 
@@ -18,12 +20,6 @@ pub enum Approval {
     /// As a new version, whatever the level says; what waits is given up, and
     /// the table read anew.
     ResetTable,
-}
-
-impl Approval {
-    fn is_forced(self) -> bool {
-        self != Self::AtLevel
-    }
 }
 
 /// What came of it.
@@ -116,37 +112,72 @@ impl Gate {
         self.book.approved(shapes);
         self.numbers.clear();
         self.next = log.high_water().0;
-        self.parked = !self.holds.is_empty()
-            || log.state().prefix(Parked::STATE_PREFIX.as_bytes()).next().is_some();
+        self.parked = !self.holds.is_empty() || log.state().prefix(Parked::STATE_PREFIX.as_bytes()).next().is_some();
         self.news = true;
     }
 }
 
-/// Registers what a hold needs: slow, and apart from the log.
-pub(crate) async fn registrations(book: &SchemaBook, hold: &Hold, how: Approval) -> Result<Vec<Shape>> {
-    book.approve(&hold.needs(book, how == Approval::ResetTable), how.is_forced()).await
+/// An approval under way: shapes are registered apart from the log, and by
+/// then rows may have come under another one.
+pub(crate) struct Attempt<'a> {
+    book: &'a SchemaBook,
+    stream: &'a str,
+    how: Approval,
+    hold: Hold,
+    left: usize,
 }
 
-/// Tries until no other shape has come meanwhile: `ask` brings registered
-/// shapes to the gate.
-pub(crate) async fn approve(
-    book: &SchemaBook,
+impl<'a> Attempt<'a> {
+    pub(crate) fn new(book: &'a SchemaBook, stream: &'a str, how: Approval, hold: Option<Hold>) -> Result<Self> {
+        const TRIES: usize = 5;
+        let hold = hold.ok_or_else(|| not_held(stream))?;
+        Ok(Self { book, stream, how, hold, left: TRIES })
+    }
+
+    /// Registers what the hold needs: what to bring to the gate.
+    pub(crate) async fn shapes(&mut self) -> Result<Vec<Shape>> {
+        if self.left == 0 {
+            let what = format!("the shape of {} changes faster than it can be approved", self.stream);
+            return Err(Error::halt(what).hint("try again"));
+        }
+        self.left -= 1;
+        let needs = self.hold.needs(self.book, self.how == Approval::ResetTable);
+        self.book.approve(&needs, self.how != Approval::AtLevel).await
+    }
+
+    /// None: once more.
+    pub(crate) fn answered(&mut self, answer: Let) -> Result<Option<Approved>> {
+        match answer {
+            Let::Go(approved) => return Ok(Some(approved)),
+            Let::Wait(now) => self.hold = now,
+            Let::NotHeld => return Err(not_held(self.stream)),
+        }
+        Ok(None)
+    }
+}
+
+/// Lets a stream of a stopped daemon go on: whoever calls has opened its log.
+/// `again` as for `Desk::approve`.
+pub async fn approve_stopped(
+    log: &Log,
+    book: Arc<SchemaBook>,
     stream: &str,
     how: Approval,
-    first: Option<Hold>,
-    mut ask: impl AsyncFnMut(Vec<Shape>) -> Result<Let>,
+    again: impl Fn() -> Vec<StateChange>,
 ) -> Result<Approved> {
-    const TRIES: usize = 5;
-    let mut hold = first.ok_or_else(|| not_held(stream))?;
-    for _ in 0..TRIES {
-        let shapes = registrations(book, &hold, how).await?;
-        match ask(shapes).await? {
-            Let::Go(approved) => return Ok(approved),
-            Let::Wait(now) => hold = now,
-            Let::NotHeld => return Err(not_held(stream)),
+    log.abort().await.map_err(log_failed)?;
+    let mut gate = Gate::open(book.clone(), log).await?;
+    let mut attempt = Attempt::new(&book, stream, how, gate.hold(stream).cloned())?;
+    loop {
+        let shapes = attempt.shapes().await?;
+        let answer = match how {
+            Approval::ResetTable => gate.reset(log, stream, &shapes, again()).await?,
+            _ => gate.let_go(log, stream, &shapes).await?,
+        };
+        if let Some(approved) = attempt.answered(answer)? {
+            return Ok(approved);
         }
     }
-    Err(Error::halt(format!("the shape of {stream} changes faster than it can be approved")).hint("try again"))
 }
 
 fn not_held(stream: &str) -> Error {
