@@ -99,7 +99,11 @@ impl Client {
             return Ok(Vec::new());
         }
         let messages: Vec<String> = self.read(answer["messages"].clone()).unwrap_or_default();
-        Ok(if messages.is_empty() { vec!["the registry calls it incompatible, and does not say why".into()] } else { messages })
+        Ok(if messages.is_empty() {
+            vec!["the registry calls it incompatible, and does not say why".into()]
+        } else {
+            messages
+        })
     }
 
     /// All versions, softly deleted ones too, and the levels. Modes are left

@@ -49,7 +49,8 @@ impl Registrar {
                 match store.lookup(subject.clone(), new.clone(), false, Shown::Live).await {
                     Ok(_) => return Ok(Check::default()),
                     Err(Error::Refused(Refusal {
-                        code: Code::SubjectNotFound | Code::SchemaNotFound | Code::SubjectSoftDeleted, ..
+                        code: Code::SubjectNotFound | Code::SchemaNotFound | Code::SubjectSoftDeleted,
+                        ..
                     })) => {}
                     Err(error) => return Err(error),
                 }

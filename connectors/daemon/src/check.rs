@@ -9,7 +9,7 @@ use connector_postgres::{Finding, Severity};
 use serde_json::json;
 
 use crate::exit::Exit;
-use crate::{out, sinks, status};
+use crate::{out, quarantine, sinks, status};
 
 pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     let mut all: Vec<(String, Finding)> = vec![("data folder".into(), data_folder(&config.data_dir))];
@@ -18,6 +18,7 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
         let Source::Postgres(source) = source;
         let findings = connector_postgres::check(source, status::durable(&config, name)).await;
         all.extend(findings.into_iter().map(|finding| (format!("source {name}"), finding)));
+        all.extend(contracts(&config, source).await.into_iter().map(|finding| (format!("source {name}"), finding)));
         // What hinders this has just been told.
         captured.insert(name, connector_postgres::captured(source).await.unwrap_or_default());
     }
@@ -52,6 +53,25 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
         }
     }
     if failing { Exit::Unequal } else { Exit::Done }
+}
+
+/// Rules that do not fit their tables.
+async fn contracts(config: &Config, source: &config::Postgres) -> Vec<Finding> {
+    let contracts = quarantine::rules(config, source).contracts;
+    if contracts.is_empty() {
+        return Vec::new();
+    }
+    // What hinders this is told by the other checks.
+    let tables = connector_postgres::shapes(source).await.unwrap_or_default();
+    let unfitting = tables.iter().flat_map(|table| contracts.unfitting(table));
+    unfitting
+        .map(|rule| Finding {
+            severity: Severity::Error,
+            what: format!("{}: {}", rule.place, rule.what),
+            sql: None,
+            remedy: Some("change the contract in the configuration".into()),
+        })
+        .collect()
 }
 
 /// Whether `run` could write there; a file that no one sees is the proof.

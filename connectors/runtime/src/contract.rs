@@ -51,7 +51,8 @@ impl Contracts {
         Self::new(false, |_, _| None)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether no table has one.
+    pub fn is_empty(&self) -> bool {
         !self.any
     }
 

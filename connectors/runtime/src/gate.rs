@@ -34,8 +34,8 @@
 
 mod approval;
 
-pub use approval::{Approval, Approved};
-pub(crate) use approval::{Let, approve};
+pub use approval::{Approval, Approved, approve_stopped};
+pub(crate) use approval::{Attempt, Let};
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -406,4 +406,3 @@ impl Pick for OfStream {
         self.side(mark.shape)
     }
 }
-

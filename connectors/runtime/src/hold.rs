@@ -81,7 +81,16 @@ pub(crate) fn least_of(state: &State, prefix: &str) -> Option<u64> {
 /// `from` on, as one transaction with `state`. Durable when it returns; after
 /// an error, or when dropped before, the log's `abort` makes void what was
 /// appended.
-pub(crate) async fn release(log: &Log, from: Offset, pick: &mut impl Pick, state: Vec<StateChange>) -> Result<Amount> {
+///
+/// `sift` sees every batch before it is appended, as it would one that was
+/// captured now: the quarantine may keep some of its rows.
+pub(crate) async fn release(
+    log: &Log,
+    from: Offset,
+    pick: &mut impl Pick,
+    state: Vec<StateChange>,
+    mut sift: impl FnMut(LogBatch) -> Result<(LogBatch, Option<LogBatch>)>,
+) -> Result<Amount> {
     let mut amount = Amount::default();
     let mut splitter = Splitter::default();
     // One behind: the last one ends the transaction, and which it is shows at the end.
@@ -101,8 +110,16 @@ pub(crate) async fn release(log: &Log, from: Offset, pick: &mut impl Pick, state
         amount.bytes += payload.len() as u64;
         let whole = batch(kind, payload, records, time, Vec::new());
         let before = std::mem::replace(&mut last, whole);
-        log.append(LogBatch { ends_transaction: false, ..before }).await.map_err(log_failed)?;
+        let (passes, waits) = sift(LogBatch { ends_transaction: false, ..before })?;
+        for batch in [Some(passes), waits].into_iter().flatten() {
+            log.append(batch).await.map_err(log_failed)?;
+        }
         fault::point("gate-release");
+    }
+    let (mut last, waits) = sift(last)?;
+    if let Some(waits) = waits {
+        log.append(last).await.map_err(log_failed)?;
+        last = waits;
     }
     log.append(last).await.map_err(log_failed)?.await.map_err(log_failed)?;
     Ok(amount)

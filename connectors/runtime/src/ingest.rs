@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::desk::{Request, Requests};
 use crate::gate::Gate;
 use crate::notes::Notes;
+use crate::quarantine::{Quarantine, Rules};
 use crate::schemas::SchemaBook;
 use crate::status::{Health, SourceStatus, now_micros};
 
@@ -31,6 +32,7 @@ pub(crate) struct Ingest<S> {
     pub(crate) notes: Notes,
     pub(crate) book: Arc<SchemaBook>,
     pub(crate) requests: Requests,
+    pub(crate) rules: Rules,
     pub(crate) status: SourceStatus,
     /// Where to say the offset at which all that was asked for is durable;
     /// None: go on for ever.
@@ -88,7 +90,9 @@ impl<S: Source> Ingest<S> {
         };
         opened?;
         let mut gate = Gate::open(self.book.clone(), &self.log).await?;
+        let mut quarantine = Quarantine::open(self.log.clone(), self.rules.clone()).await?;
         self.tell(&mut gate);
+        self.tell_waiting(&quarantine);
         self.status.works();
         tracing::info!(source = self.name, "capturing");
         let mut waiting: VecDeque<Commit> = VecDeque::new();
@@ -98,7 +102,7 @@ impl<S: Source> Ingest<S> {
         loop {
             tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => return self.finish(waiting).await,
+                () = self.cancel.cancelled() => return self.finish(waiting, &mut gate, inside).await,
                 done = oldest(&mut waiting), if !waiting.is_empty() => {
                     let appended = done.map_err(log_failed)?;
                     waiting.pop_front();
@@ -107,7 +111,7 @@ impl<S: Source> Ingest<S> {
                     }
                 }
                 captured = self.source.next(), if waiting.len() < IN_FLIGHT => {
-                    let Some(Captured { mut batch, unfit: _ }) = captured? else { return self.finish(waiting).await };
+                    let Some(Captured { mut batch, unfit }) = captured? else { return self.finish(waiting, &mut gate, inside).await };
                     inside = !batch.ends_transaction;
                     if !inside {
                         batch.state.extend(self.notes.take());
@@ -124,14 +128,30 @@ impl<S: Source> Ingest<S> {
                         gate.passed(batch.records);
                     }
                     let holds = held.is_some() || batch.kind == Kind::Pending;
-                    for batch in [Some(batch), held].into_iter().flatten() {
+                    let (batch, waits) = match batch.kind {
+                        // The gate's are looked at when they are let go.
+                        Kind::Pending => {
+                            quarantine.passed(batch.records);
+                            (batch, None)
+                        }
+                        _ => quarantine.sift(batch, unfit)?,
+                    };
+                    quarantine.passed(held.as_ref().map_or(0, |held| held.records));
+                    let quarantined = waits.is_some() || (batch.kind == Kind::Pending && !holds);
+                    for batch in [Some(batch), waits, held].into_iter().flatten() {
                         match self.append(batch).await? {
                             Some(commit) => waiting.push_back(commit),
-                            None => return self.finish(waiting).await,
+                            None => return self.finish(waiting, &mut gate, true).await,
                         }
                     }
                     if holds {
                         fault::point("gate-held");
+                    }
+                    if quarantined {
+                        fault::point("quarantine-held");
+                    }
+                    if quarantine.has_news() {
+                        self.tell_waiting(&quarantine);
                     }
                     self.status.update(|state| {
                         state.events += records;
@@ -140,15 +160,16 @@ impl<S: Source> Ingest<S> {
                 }
                 () = self.notes.added(), if !inside => match self.append_notes().await? {
                     Some(commit) => waiting.push_back(commit),
-                    None if self.cancel.is_cancelled() => return self.finish(waiting).await,
+                    None if self.cancel.is_cancelled() => return self.finish(waiting, &mut gate, inside).await,
                     None => {}
                 },
                 Some(request) = self.requests.0.recv(), if !inside => {
                     self.drain(&mut waiting).await?;
-                    if let Next::Reopen = self.serve(request, &mut gate).await? {
+                    if let Next::Reopen = self.serve(request, &mut gate, &mut quarantine).await? {
                         return Ok(Next::Reopen);
                     }
                     self.tell(&mut gate);
+                    self.tell_waiting(&quarantine);
                 }
                 _ = ask.tick(), if self.goal.is_some() && waiting.is_empty() => {
                     let durable = self.log.position().await.map_err(log_failed)?;
@@ -165,7 +186,7 @@ impl<S: Source> Ingest<S> {
     }
 
     /// Does what a command asks for.
-    async fn serve(&mut self, request: Request, gate: &mut Gate) -> Result<Next> {
+    async fn serve(&mut self, request: Request, gate: &mut Gate, quarantine: &mut Quarantine) -> Result<Next> {
         let mut next = Next::End;
         // Whoever asked may have gone: it is done all the same.
         match request {
@@ -173,11 +194,25 @@ impl<S: Source> Ingest<S> {
             Request::LetGo { stream, shapes, reply } => {
                 let done = tokio::select! {
                     () = self.cancel.cancelled() => Err(Error::halt("stopped before it was done: nothing was let go")),
-                    done = gate.let_go(&self.log, &stream, &shapes) => done,
+                    done = gate.let_go(&self.log, &stream, &shapes, quarantine) => done,
                 };
                 if done.is_err() {
                     self.log.abort().await.map_err(log_failed)?;
                     next = Next::Reopen;
+                }
+                let _ = reply.send(done);
+            }
+            Request::Act { deed, filter, reply } => {
+                let done = tokio::select! {
+                    () = self.cancel.cancelled() => Err(Error::halt("stopped before it was done: nothing was changed")),
+                    done = quarantine.act(deed, &filter) => done,
+                };
+                match &done {
+                    Ok(done) => gate.passed(u32::try_from(done.released).unwrap_or(u32::MAX)),
+                    Err(_) => {
+                        self.log.abort().await.map_err(log_failed)?;
+                        next = Next::Reopen;
+                    }
                 }
                 let _ = reply.send(done);
             }
@@ -198,6 +233,12 @@ impl<S: Source> Ingest<S> {
         if news || !holds.is_empty() {
             self.status.update(|state| state.held = holds);
         }
+    }
+
+    /// What waits in quarantine, for people.
+    fn tell_waiting(&self, quarantine: &Quarantine) {
+        let counted = quarantine.counted();
+        self.status.update(|state| state.quarantine = counted);
     }
 
     /// Waits until all that was appended is durable.
@@ -227,7 +268,10 @@ impl<S: Source> Ingest<S> {
     }
 
     /// What the log took is waited for and acknowledged, if it does not take long.
-    async fn finish(&mut self, mut waiting: VecDeque<Commit>) -> Result<Next> {
+    async fn finish(&mut self, mut waiting: VecDeque<Commit>, gate: &mut Gate, inside: bool) -> Result<Next> {
+        if !inside {
+            gate.counted().into_iter().for_each(|change| self.notes.put(change.key, change.value));
+        }
         // A full disk must not hold up a stop; what is lost to the
         // acknowledgement is sent again and known by its position.
         let rest = self.drain(&mut waiting);

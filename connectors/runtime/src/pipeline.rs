@@ -14,6 +14,7 @@ use crate::delivery::{Delivery, Outcome, checkpoint_key};
 use crate::desk::Requests;
 use crate::ingest::Ingest;
 use crate::notes::Notes;
+use crate::quarantine::Rules;
 use crate::schemas::SchemaBook;
 use crate::status::SourceStatus;
 
@@ -34,6 +35,8 @@ pub struct Pipeline<S, K> {
     pub book: Arc<SchemaBook>,
     /// What commands ask for.
     pub requests: Requests,
+    /// What rows must be, and how those are kept that are not.
+    pub rules: Rules,
     /// Its sinks.
     pub deliveries: Vec<Delivery<K>>,
     /// Told to whoever asks.
@@ -69,7 +72,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
     /// drained; when the last sink has halted, a person is called. A source
     /// that halts, or a log that fails, ends it all.
     pub async fn run(self, cancel: &CancellationToken) -> Ended {
-        let Self { name, source, log, book, requests, deliveries, status, until_caught_up } = self;
+        let Self { name, source, log, book, requests, rules, deliveries, status, until_caught_up } = self;
         let stop = cancel.child_token();
         let halted = CancellationToken::new();
         let notes = Notes::default();
@@ -89,6 +92,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
             notes: notes.clone(),
             book,
             requests,
+            rules,
             status,
             goal: ingest_goal,
             cancel: stop.clone(),

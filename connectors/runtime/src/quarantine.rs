@@ -36,7 +36,7 @@ use connector::{
     Splitter, Table, Unfit, UnfitReason,
 };
 use futures_util::StreamExt;
-use storage::{EventLog, Frame, Kind, Log, LogBatch, Offset, PENDING_KEY, StateChange};
+use storage::{EventLog, Frame, Kind, Log, LogBatch, Offset, PENDING_KEY, State, StateChange};
 
 use crate::contract::Contracts;
 use crate::quarantine::fence::{Fences, Keys, Known};
@@ -85,6 +85,7 @@ pub(crate) struct Quarantine {
     /// over their rows.
     looked: Vec<bool>,
     sides: Vec<Side>,
+    news: bool,
 }
 
 impl Quarantine {
@@ -106,6 +107,7 @@ impl Quarantine {
             keys: Keys::default(),
             looked: Vec::new(),
             sides: Vec::new(),
+            news: true,
         };
         this.build_fences(&parked_of(&state)).await?;
         if !this.frames.is_empty() {
@@ -178,6 +180,16 @@ impl Quarantine {
         known
     }
 
+    /// So many records are appended that are others' to hold.
+    pub(crate) fn passed(&mut self, records: u32) {
+        self.next += u64::from(records);
+    }
+
+    /// Whether what waits has changed since this was asked.
+    pub(crate) fn has_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
     /// Where the log stands, after somebody else has appended to it.
     pub(crate) fn stands_at(&mut self, next: Offset) {
         self.next = next.0;
@@ -187,7 +199,7 @@ impl Quarantine {
     pub(crate) fn counted(&self) -> Quarantined {
         Quarantined {
             rows: self.frames.values().map(HeldFrame::rows).sum(),
-            keys: self.fences.count(),
+            keys: Some(self.fences.count()),
             bytes: self.bytes,
             max_bytes: self.rules.max_bytes,
             parked: self.fences.parked().map(|stream| stream.to_string()).collect(),
@@ -205,6 +217,16 @@ impl Quarantine {
     pub(crate) fn sift(&mut self, mut batch: LogBatch, unfit: u32) -> Result<(LogBatch, Option<LogBatch>)> {
         let (start, records) = (self.next, u64::from(batch.records));
         self.next += records;
+        if !batch.state.is_empty() {
+            // A shape that is new comes with the first batch that uses it, and
+            // stands in the log's state only when its transaction has ended.
+            let news = batch.state.iter().filter_map(|change| Some((&change.key[..], change.value.as_deref()?)));
+            let news =
+                Shapes::from_state(news).map_err(|error| Error::halt("a new schema cannot be read").because(error))?;
+            for shape in news.iter() {
+                self.learn(shape.clone());
+            }
+        }
         if self.is_idle() && unfit == 0 {
             return Ok((batch, None));
         }
@@ -218,12 +240,6 @@ impl Quarantine {
         if batch.kind != Kind::Data || batch.records == 0 {
             return Ok((batch, None));
         }
-        // A shape that is new here comes with the first batch that uses it.
-        let news = batch.state.iter().filter_map(|change| Some((&change.key[..], change.value.as_deref()?)));
-        let news = Shapes::from_state(news).map_err(|error| Error::halt("a new schema cannot be read").because(error))?;
-        for shape in news.iter() {
-            self.learn(shape.clone());
-        }
         let whole = Batch::captured(&batch);
         let mut held = HeldFrame::default();
         let mut state = Vec::new();
@@ -232,6 +248,7 @@ impl Quarantine {
             batch.state.append(&mut state);
             return Ok((batch, None));
         }
+        self.news = true;
         let mut replay = Replay { looked: self.looked.iter(), sides: self.sides.iter() };
         let halves = self.splitter.split(&whole, &mut replay).map_err(|error| broken(start, error))?;
         let passed = halves.passed;
@@ -374,6 +391,7 @@ impl Quarantine {
         if !self.fences.has(stream) {
             return;
         }
+        self.news = true;
         for frame in self.frames.values_mut().filter(|frame| frame.runs.iter().any(|run| run.0 == stream)) {
             let gone = frame.forget(stream);
             if gone > 0 {
@@ -400,6 +418,27 @@ impl Quarantine {
         let from = crate::hold::least_of(&self.log.state(), "gate/").into_iter().chain(ours).min();
         StateChange { key: PENDING_KEY.into(), value: from.map(|from| from.to_string().into()) }
     }
+}
+
+impl Quarantined {
+    /// What a log's state tells; None: it cannot be read.
+    pub fn of_state(state: &State, max_bytes: u64) -> Option<Self> {
+        let frames = frames_of(state).ok()?;
+        Some(Self {
+            rows: frames.values().map(HeldFrame::rows).sum(),
+            keys: None,
+            bytes: frames.values().map(HeldFrame::bytes).sum(),
+            max_bytes,
+            parked: parked_of(state),
+            discarded: Discarded::of(state).rows,
+        })
+    }
+}
+
+/// As `act`, in the log of a stopped daemon, which whoever calls has opened.
+pub async fn act_stopped(log: &Log, rules: Rules, deed: Deed, filter: &Filter) -> Result<Done> {
+    log.abort().await.map_err(crate::ingest::log_failed)?;
+    Quarantine::open(log.clone(), rules).await?.act(deed, filter).await
 }
 
 enum Verdict {

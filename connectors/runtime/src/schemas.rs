@@ -16,9 +16,10 @@ use connector::{
 };
 use schema_registry::Registrar;
 use serde::{Deserialize, Serialize};
-use storage::{EventLog, Log, State, StateChange};
+use storage::{EventLog, Log, State};
 use tokio::runtime::Handle;
 
+use crate::contract::Contracts;
 use crate::hold::put;
 use crate::status::now_micros;
 
@@ -31,6 +32,7 @@ pub struct SchemaBook {
     registry: Registrar,
     runtime: Handle,
     policy: Policy,
+    contracts: Contracts,
     known: Mutex<Known>,
 }
 
@@ -80,6 +82,7 @@ impl Parked {
 }
 
 /// What a judgement came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Judged {
     /// The level that decided.
     pub level: Option<String>,
@@ -97,13 +100,18 @@ impl SchemaBook {
         let shapes = shapes_of(&log)?;
         let approved = shapes.iter().map(|shape| Entry { shape: shape.clone(), parked: None });
         let parked = Parked::from_state(&log.state())?;
-        let parked =
-            parked.into_iter().map(|p| Entry { shape: Arc::new(p.shape.clone()), parked: Some(Arc::new(p)) });
+        let parked = parked.into_iter().map(|p| Entry { shape: Arc::new(p.shape.clone()), parked: Some(Arc::new(p)) });
         for entry in approved.chain(parked) {
             known.last = known.last.max(entry.shape.number);
             known.by_table.insert(fingerprint(&entry.shape.table), entry);
         }
-        Ok(Self { log, registry, runtime, policy, known: Mutex::new(known) })
+        Ok(Self { log, registry, runtime, policy, contracts: Contracts::none(), known: Mutex::new(known) })
+    }
+
+    /// With contracts, which must fit the tables that it comes to know.
+    #[must_use]
+    pub fn with_contracts(self, contracts: Contracts) -> Self {
+        Self { contracts, ..self }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -225,6 +233,7 @@ impl Schemas for SchemaBook {
     }
 
     fn resolve(&self, table: &Table) -> Result<Resolved> {
+        self.contracts.fit(table)?;
         let fingerprint = fingerprint(table);
         let known = self.known().by_table.get(&fingerprint).cloned();
         let entry = match known {

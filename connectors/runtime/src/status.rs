@@ -43,7 +43,8 @@ pub struct Quarantined {
     /// Rows that wait, for themselves or behind another.
     pub rows: u64,
     /// Keys that are fenced; a table that waits as a whole counts as one.
-    pub keys: u64,
+    /// None: nobody has looked at the rows.
+    pub keys: Option<u64>,
     /// Their size.
     pub bytes: u64,
     /// What there is room for.

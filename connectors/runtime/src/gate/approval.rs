@@ -1,11 +1,14 @@
 //! What a person decides over a held stream.
 
+use std::sync::Arc;
+
 use connector::{Error, Result, Shape};
 use storage::{EventLog, Kind, Log, Micros, Offset, StateChange};
 
 use super::{Gate, Hold, OfStream};
 use crate::hold::{Amount, batch, floor_without, put, release, remove};
 use crate::ingest::log_failed;
+use crate::quarantine::{Quarantine, Rules};
 use crate::schemas::{Parked, SchemaBook};
 
 /// How a held table is to go on.
@@ -18,12 +21,6 @@ pub enum Approval {
     /// As a new version, whatever the level says; what waits is given up, and
     /// the table read anew.
     ResetTable,
-}
-
-impl Approval {
-    fn is_forced(self) -> bool {
-        self != Self::AtLevel
-    }
 }
 
 /// What came of it.
@@ -56,7 +53,13 @@ impl Gate {
     /// Lets a stream go on, if all that it needs is among `shapes`. Everything
     /// that was appended must be durable, and no transaction be under way.
     /// After an error, or when dropped, `Log::abort` makes void what was done.
-    pub(crate) async fn let_go(&mut self, log: &Log, stream: &str, shapes: &[Shape]) -> Result<Let> {
+    pub(crate) async fn let_go(
+        &mut self,
+        log: &Log,
+        stream: &str,
+        shapes: &[Shape],
+        quarantine: &mut Quarantine,
+    ) -> Result<Let> {
         let Some(hold) = self.holds.get(stream) else { return Ok(Let::NotHeld) };
         if self.lacks(hold, shapes, false) {
             return Ok(Let::Wait(hold.clone()));
@@ -67,13 +70,14 @@ impl Gate {
         state.push(floor_without(&log.state(), &[key.as_bytes()]));
         let mut pick = OfStream { stream: stream.into(), book: self.book.clone(), seen: Vec::new() };
         let amount = match hold.from {
-            Some(from) => release(log, Offset(from), &mut pick, state).await?,
+            Some(from) => release(log, Offset(from), &mut pick, state, |batch| quarantine.sift(batch, 1)).await?,
             None => {
                 append(log, state).await?;
                 Amount::default()
             }
         };
         self.holds.remove(stream);
+        quarantine.stands_at(log.high_water());
         self.settled(log, shapes);
         Ok(Let::Go(Approved { events: amount.events, bytes: amount.bytes, shapes: shapes.len() as u64 }))
     }
@@ -116,37 +120,74 @@ impl Gate {
         self.book.approved(shapes);
         self.numbers.clear();
         self.next = log.high_water().0;
-        self.parked = !self.holds.is_empty()
-            || log.state().prefix(Parked::STATE_PREFIX.as_bytes()).next().is_some();
+        self.parked = !self.holds.is_empty() || log.state().prefix(Parked::STATE_PREFIX.as_bytes()).next().is_some();
         self.news = true;
     }
 }
 
-/// Registers what a hold needs: slow, and apart from the log.
-pub(crate) async fn registrations(book: &SchemaBook, hold: &Hold, how: Approval) -> Result<Vec<Shape>> {
-    book.approve(&hold.needs(book, how == Approval::ResetTable), how.is_forced()).await
+/// An approval under way: shapes are registered apart from the log, and by
+/// then rows may have come under another one.
+pub(crate) struct Attempt<'a> {
+    book: &'a SchemaBook,
+    stream: &'a str,
+    how: Approval,
+    hold: Hold,
+    left: usize,
 }
 
-/// Tries until no other shape has come meanwhile: `ask` brings registered
-/// shapes to the gate.
-pub(crate) async fn approve(
-    book: &SchemaBook,
+impl<'a> Attempt<'a> {
+    pub(crate) fn new(book: &'a SchemaBook, stream: &'a str, how: Approval, hold: Option<Hold>) -> Result<Self> {
+        const TRIES: usize = 5;
+        let hold = hold.ok_or_else(|| not_held(stream))?;
+        Ok(Self { book, stream, how, hold, left: TRIES })
+    }
+
+    /// Registers what the hold needs: what to bring to the gate.
+    pub(crate) async fn shapes(&mut self) -> Result<Vec<Shape>> {
+        if self.left == 0 {
+            let what = format!("the shape of {} changes faster than it can be approved", self.stream);
+            return Err(Error::halt(what).hint("try again"));
+        }
+        self.left -= 1;
+        let needs = self.hold.needs(self.book, self.how == Approval::ResetTable);
+        self.book.approve(&needs, self.how != Approval::AtLevel).await
+    }
+
+    /// None: once more.
+    pub(crate) fn answered(&mut self, answer: Let) -> Result<Option<Approved>> {
+        match answer {
+            Let::Go(approved) => return Ok(Some(approved)),
+            Let::Wait(now) => self.hold = now,
+            Let::NotHeld => return Err(not_held(self.stream)),
+        }
+        Ok(None)
+    }
+}
+
+/// Lets a stream of a stopped daemon go on: whoever calls has opened its log.
+/// `again` as for `Desk::approve`.
+pub async fn approve_stopped(
+    log: &Log,
+    book: Arc<SchemaBook>,
     stream: &str,
     how: Approval,
-    first: Option<Hold>,
-    mut ask: impl AsyncFnMut(Vec<Shape>) -> Result<Let>,
+    rules: Rules,
+    again: impl Fn() -> Vec<StateChange>,
 ) -> Result<Approved> {
-    const TRIES: usize = 5;
-    let mut hold = first.ok_or_else(|| not_held(stream))?;
-    for _ in 0..TRIES {
-        let shapes = registrations(book, &hold, how).await?;
-        match ask(shapes).await? {
-            Let::Go(approved) => return Ok(approved),
-            Let::Wait(now) => hold = now,
-            Let::NotHeld => return Err(not_held(stream)),
+    log.abort().await.map_err(log_failed)?;
+    let mut gate = Gate::open(book.clone(), log).await?;
+    let mut quarantine = Quarantine::open(log.clone(), rules).await?;
+    let mut attempt = Attempt::new(&book, stream, how, gate.hold(stream).cloned())?;
+    loop {
+        let shapes = attempt.shapes().await?;
+        let answer = match how {
+            Approval::ResetTable => gate.reset(log, stream, &shapes, again()).await?,
+            _ => gate.let_go(log, stream, &shapes, &mut quarantine).await?,
+        };
+        if let Some(approved) = attempt.answered(answer)? {
+            return Ok(approved);
         }
     }
-    Err(Error::halt(format!("the shape of {stream} changes faster than it can be approved")).hint("try again"))
 }
 
 fn not_held(stream: &str) -> Error {

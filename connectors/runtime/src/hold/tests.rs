@@ -88,7 +88,7 @@ async fn what_was_held_comes_at_the_head_as_it_was() {
 
     assert_eq!(count(&log, Offset(1), &mut Of(1)).await.unwrap().events, 3);
     let state = vec![floor_without(&log.state(), &[b"gate/a"])];
-    let amount = release(&log, Offset(1), &mut Of(1), state).await.unwrap();
+    let amount = release(&log, Offset(1), &mut Of(1), state, |batch| Ok((batch, None))).await.unwrap();
     assert_eq!(amount.events, 3);
     let expected = vec![(1, vec![2], 0, vec![2]), (1, vec![2], 2, vec![2]), (1, vec![4], 0, vec![4])];
     assert_eq!(data(&log, before).await, expected);
@@ -97,7 +97,7 @@ async fn what_was_held_comes_at_the_head_as_it_was() {
 
     let again = log.high_water();
     let state = vec![floor_without(&log.state(), &[b"gate/b"])];
-    assert_eq!(release(&log, Offset(2), &mut Of(2), state).await.unwrap().events, 2);
+    assert_eq!(release(&log, Offset(2), &mut Of(2), state, |batch| Ok((batch, None))).await.unwrap().events, 2);
     assert_eq!(data(&log, again).await, vec![(2, vec![2], 1, vec![2]), (2, vec![2], 0, vec![2])]);
     assert_eq!(log.state().get(PENDING_KEY), None);
     log.close().await;

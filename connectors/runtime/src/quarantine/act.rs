@@ -21,9 +21,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use config::Patterns;
-use connector::{Batch, BatchWriter, Change, Error, Op, Result, RowExtras, Run, Table, Unfit, fault};
-use serde::Serialize;
-use storage::{EventLog, Kind, LogBatch, Micros, StateChange};
+use connector::{Batch, BatchWriter, Change, Op, Result, RowExtras, Run, Table, Unfit, fault};
+use serde::{Deserialize, Serialize};
+use storage::{EventLog, Kind, LogBatch, Micros};
 
 use super::fence::{Fences, Keys, Known};
 use super::held::{HeldFrame, parked_change};
@@ -72,7 +72,7 @@ impl Filter {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// Rows that went into the log.
     pub released: u64,

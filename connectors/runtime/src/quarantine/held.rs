@@ -135,7 +135,8 @@ pub struct Discard {
 }
 
 impl Discarded {
-    pub(crate) fn of(state: &State) -> Self {
+    /// As a log's state tells.
+    pub fn of(state: &State) -> Self {
         state.get(DISCARDED.as_bytes()).and_then(|value| serde_json::from_slice(value).ok()).unwrap_or_default()
     }
 
