@@ -25,6 +25,7 @@ mod act;
 mod fence;
 mod held;
 mod list;
+mod pending;
 mod reshape;
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,12 +36,12 @@ use connector::{
     Batch, BatchWriter, Change, Error, Malformed, Mark, Op, Result, Run, SchemaNumber, Shape, Shapes, Side, Sieve,
     Splitter, Table, Unfit, UnfitReason,
 };
-use futures_util::StreamExt;
-use storage::{EventLog, Frame, Kind, Log, LogBatch, Offset, PENDING_KEY, State, StateChange};
+use storage::{EventLog, Kind, Log, LogBatch, Offset, PENDING_KEY, State, StateChange};
 
 use crate::contract::Contracts;
 use crate::quarantine::fence::{Fences, Keys, Known};
 use crate::quarantine::held::{HeldFrame, frames_of, parked_change, parked_of};
+use crate::quarantine::pending::Pending;
 use crate::schemas::shapes_of;
 use crate::status::{Quarantined, now_micros};
 
@@ -76,6 +77,7 @@ pub(crate) struct Quarantine {
     frames: BTreeMap<u64, HeldFrame>,
     fences: Fences,
     discarded: Discarded,
+    rows: u64,
     bytes: u64,
     /// Where the next record of the log will be.
     next: u64,
@@ -101,6 +103,7 @@ impl Quarantine {
             frames,
             fences: Fences::default(),
             discarded,
+            rows: 0,
             bytes: 0,
             next,
             splitter: Splitter::default(),
@@ -124,9 +127,10 @@ impl Quarantine {
             self.fences.park(&Arc::from(stream.as_str()));
         }
         let frames: Vec<HeldFrame> = self.frames.values().cloned().collect();
-        self.bytes = frames.iter().map(HeldFrame::bytes).sum();
+        self.count();
+        let mut pending = Pending::new(self.log.clone());
         for held in frames {
-            let batch = self.read(held.from).await?;
+            let batch = pending.read(held.from).await?;
             let mut row = 0;
             for run in batch.runs() {
                 let run = run.map_err(|error| broken(held.from, error))?;
@@ -144,22 +148,10 @@ impl Quarantine {
         Ok(())
     }
 
-    /// A pending frame, by its offset.
-    async fn read(&self, from: u64) -> Result<Batch> {
-        let mut frames = std::pin::pin!(self.log.read(Offset(from)));
-        while let Some(frame) = frames.next().await {
-            let frame: Frame = frame.map_err(|error| {
-                Error::halt("could not read the log").because(error).hint("run `highwater log check`")
-            })?;
-            if frame.offsets.start.0 > from {
-                break;
-            }
-            if frame.kind == Kind::Pending && frame.offsets.start.0 == from && frame.offsets.end.0 > from {
-                return Ok(Batch::new(frame));
-            }
-        }
-        Err(Error::halt(format!("the log has no pending batch at offset {from}, of which its state tells"))
-            .hint("run `highwater log check`"))
+    /// Counts what waits.
+    fn count(&mut self) {
+        self.rows = self.frames.values().map(HeldFrame::rows).sum();
+        self.bytes = self.frames.values().map(HeldFrame::bytes).sum();
     }
 
     fn known(&mut self, number: SchemaNumber) -> Result<Arc<Known>> {
@@ -198,7 +190,7 @@ impl Quarantine {
     /// What waits, for people.
     pub(crate) fn counted(&self) -> Quarantined {
         Quarantined {
-            rows: self.frames.values().map(HeldFrame::rows).sum(),
+            rows: self.rows,
             keys: Some(self.fences.count()),
             bytes: self.bytes,
             max_bytes: self.rules.max_bytes,
@@ -254,6 +246,7 @@ impl Quarantine {
         let passed = halves.passed;
         held.from = start + passed.as_ref().map_or(0, |(_, records)| u64::from(*records));
         if !held.left.is_empty() {
+            self.rows += held.rows();
             self.bytes += held.bytes();
             state.push(held.change());
             self.frames.insert(held.from, held);
@@ -286,6 +279,8 @@ impl Quarantine {
         self.looked.clear();
         self.sides.clear();
         let mut keys = std::mem::take(&mut self.keys);
+        // Bytes that come to wait.
+        let mut here = 0;
         for run in batch.runs() {
             let run = run.map_err(fail)?;
             let known = self.known(run.schema)?;
@@ -311,7 +306,8 @@ impl Quarantine {
                     Verdict::Behind => None,
                 };
                 let size = size_of(&change);
-                self.make_room(&known, size + held.bytes(), change.ordinal, reason.as_deref(), state)?;
+                here += size;
+                self.make_room(&known, here, change.ordinal, reason.as_deref(), state)?;
                 self.fences.touch(&known, &keys);
                 held.count(&known.stream);
                 held.wait(size, reason.as_deref());
@@ -400,7 +396,7 @@ impl Quarantine {
             }
         }
         self.frames.retain(|_, frame| !frame.left.is_empty());
-        self.bytes = self.frames.values().map(HeldFrame::bytes).sum();
+        self.count();
         if self.fences.is_parked(stream) {
             state.push(parked_change(stream, false));
         }
@@ -466,9 +462,12 @@ impl Sieve for Replay<'_> {
     }
 }
 
+/// A row counts for more than it has: what is kept of it in memory.
+const ROW: usize = 512;
+
 fn size_of(change: &Change<'_>) -> u64 {
     let extra = change.old_key.map_or(0, <[u8]>::len) + change.before.map_or(0, <[u8]>::len);
-    (change.value.len() + extra) as u64
+    (change.value.len() + extra + ROW) as u64
 }
 
 /// Why a row is not carried, as people name it.

@@ -27,8 +27,9 @@ use storage::{EventLog, Kind, LogBatch, Micros};
 
 use super::fence::{Fences, Keys, Known};
 use super::held::{HeldFrame, parked_change};
+use super::pending::Pending;
 use super::reshape::{Refused, Reshaped, reshape, same_bytes};
-use super::{Quarantine, broken, list, reason_of};
+use super::{Quarantine, broken, list, reason_of, size_of};
 use crate::hold::batch as transaction;
 use crate::ingest::log_failed;
 use crate::schemas::shapes_of;
@@ -138,8 +139,9 @@ impl Quarantine {
             done: Done::default(),
         };
         let mut after = BTreeMap::new();
+        let mut pending = Pending::new(work.quarantine.log.clone());
         for held in frames {
-            let batch = work.quarantine.read(held.from).await?;
+            let batch = pending.read(held.from).await?;
             let mut left = HeldFrame { from: held.from, ..HeldFrame::default() };
             let mut row = 0;
             for run in batch.runs() {
@@ -151,7 +153,7 @@ impl Quarantine {
                     if held.waits(row) {
                         match work.row(&known, &run, &change, held.reason(row))? {
                             Fate::Stays(reason) => {
-                                left.wait(super::size_of(&change), reason.as_deref());
+                                left.wait(size_of(&change), reason.as_deref());
                                 work.done.left += 1;
                             }
                             Fate::Released => work.done.released += 1,
@@ -167,7 +169,7 @@ impl Quarantine {
                     }
                 }
             }
-            if left != held {
+            if left.differs(&held) {
                 state.push(left.change());
             }
             if !left.left.is_empty() {
@@ -180,7 +182,7 @@ impl Quarantine {
             state.push(self.discarded.add(now_micros(), &stream, rows, "asked"));
         }
         self.frames = after;
-        self.bytes = self.frames.values().map(HeldFrame::bytes).sum();
+        self.count();
         self.fences = fences;
         state.push(self.floor());
         let last = transaction(Kind::Control, Bytes::new(), 0, Micros(i64::MIN), state);

@@ -22,7 +22,12 @@ pub(crate) type KeyKind = Vec<(i32, Type)>;
 impl Known {
     pub(crate) fn new(shape: Arc<Shape>, contracts: &Contracts) -> Self {
         let table = &shape.table;
-        let kind = table.key.iter().map(|&i| (table.columns[i].id, table.columns[i].ty.clone())).collect();
+        let kind = table.key.iter().map(|&i| match &table.columns[i] {
+            // An int is written as a long is.
+            column if column.ty == Type::Int => (column.id, Type::Long),
+            column => (column.id, column.ty.clone()),
+        });
+        let kind = kind.collect();
         Self { stream: table.stream().into(), check: contracts.check(table), kind, shape }
     }
 

@@ -25,11 +25,15 @@ pub(crate) struct HeldFrame {
     pub(crate) reasons: Vec<String>,
     /// Whose its rows are, in order: stream, rows, and bytes of those that wait.
     pub(crate) runs: Vec<(String, u32, u64)>,
+    /// Rows in it, as far as they were counted.
+    #[serde(skip)]
+    counted: u32,
 }
 
 impl HeldFrame {
     /// A row of a stream comes next in the frame, whether it waits or not.
     pub(crate) fn count(&mut self, stream: &str) {
+        self.counted += 1;
         match self.runs.last_mut() {
             Some(run) if run.0 == stream => run.1 += 1,
             _ => self.runs.push((stream.into(), 1, 0)),
@@ -38,7 +42,7 @@ impl HeldFrame {
 
     /// The row that was counted last waits.
     pub(crate) fn wait(&mut self, bytes: u64, reason: Option<&str>) {
-        let row = self.runs.iter().map(|run| run.1).sum::<u32>().saturating_sub(1);
+        let row = self.counted.saturating_sub(1);
         match self.left.last_mut() {
             Some(last) if last.1 == row => last.1 += 1,
             _ => self.left.push((row, row + 1)),
@@ -62,14 +66,21 @@ impl HeldFrame {
         }
     }
 
-    /// Why a row is here itself; the last word counts.
+    /// Why a row is here itself.
     pub(crate) fn reason(&self, row: u32) -> Option<&str> {
-        let found = self.bad.iter().rev().find(|(from, upto, _)| (*from..*upto).contains(&row))?;
-        self.reasons.get(found.2 as usize).map(String::as_str)
+        let behind = self.bad.partition_point(|(from, ..)| *from <= row);
+        let (_, upto, reason) = self.bad.get(behind.checked_sub(1)?)?;
+        (row < *upto).then(|| self.reasons.get(*reason as usize).map(String::as_str)).flatten()
     }
 
     pub(crate) fn waits(&self, row: u32) -> bool {
-        self.left.iter().any(|(from, upto)| (*from..*upto).contains(&row))
+        let behind = self.left.partition_point(|(from, _)| *from <= row);
+        behind.checked_sub(1).and_then(|last| self.left.get(last)).is_some_and(|(_, upto)| row < *upto)
+    }
+
+    /// Whether the log's state must learn of what has become of it.
+    pub(crate) fn differs(&self, before: &Self) -> bool {
+        (&self.left, &self.bad, &self.reasons) != (&before.left, &before.bad, &before.reasons)
     }
 
     /// Rows of a stream wait no more; how many.
