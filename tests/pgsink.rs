@@ -188,7 +188,8 @@ async fn schema_changes_come_in_their_order_while_rows_are_written() {
         .unwrap();
     source.publish("highwater_shop", "t, empty").await;
     let folder = folder("pgsink-ddl");
-    let config = config(&source, &warehouse, "drop = \"drop\"");
+    // The last change is one that the gate would park.
+    let config = config(&source, &warehouse, "drop = \"drop\"").replace("[log]", "on_incompatible = \"evolve\"\n[log]");
     let mut daemon = Daemon::new(&folder, &config);
     daemon.catch_up();
     let here = Arc::new(warehouse.client().await);
