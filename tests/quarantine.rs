@@ -182,9 +182,15 @@ async fn a_row_that_cannot_be_carried_waits_and_the_source_goes_on() {
     let small = config.replacen("[log]", "max_row = \"64KiB\"\n[log]", 1);
     let mut daemon = Daemon::new(&folder, &small);
     all_but_those_that_wait(&mut daemon);
-    client.batch_execute(&format!("INSERT INTO t (a, b, c, d) VALUES {values}; INSERT INTO other VALUES (2)")).await.unwrap();
+    client
+        .batch_execute(&format!("INSERT INTO t (a, b, c, d) VALUES {values}; INSERT INTO other VALUES (2)"))
+        .await
+        .unwrap();
     // A row whose key changes and that cannot be carried; and one that comes to its old key.
-    client.batch_execute("UPDATE t SET a = 'NaN', d = 'changed' WHERE id = 5; DELETE FROM t WHERE id = 1").await.unwrap();
+    client
+        .batch_execute("UPDATE t SET a = 'NaN', d = 'changed' WHERE id = 5; DELETE FROM t WHERE id = 1")
+        .await
+        .unwrap();
     all_but_those_that_wait(&mut daemon);
     let here = warehouse.client().await;
     assert_eq!(same(&client, &here, "other").await, 2);
@@ -273,7 +279,12 @@ async fn a_fence_is_as_wide_as_it_must_be_and_ends_where_the_table_is_told_anew(
     let discarded: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let causes: BTreeSet<(String, u64)> = discarded
         .iter()
-        .map(|one| (format!("{} {}", one["stream"].as_str().unwrap(), one["cause"].as_str().unwrap()), one["rows"].as_u64().unwrap()))
+        .map(|one| {
+            (
+                format!("{} {}", one["stream"].as_str().unwrap(), one["cause"].as_str().unwrap()),
+                one["rows"].as_u64().unwrap(),
+            )
+        })
         .collect();
     // The delete of what waited came behind it.
     let expected = [("shop.public.bag truncate".to_owned(), 3), ("shop.public.odd new generation".to_owned(), 3)];
@@ -289,7 +300,11 @@ async fn a_fence_is_as_wide_as_it_must_be_and_ends_where_the_table_is_told_anew(
         landed(&store, stream).await.iter().map(|event| event.op.clone()).collect()
     };
     assert_eq!(ops("shop.public.bag").await, ["insert", "truncate", "insert"]);
-    assert_eq!(landed(&store, "shop.public.odd").await.last().unwrap().row["v"].as_deref(), None, "the end of its reading");
+    assert_eq!(
+        landed(&store, "shop.public.odd").await.last().unwrap().row["v"].as_deref(),
+        None,
+        "the end of its reading"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -349,14 +364,18 @@ async fn a_contract_that_does_not_fit_is_told_before_anything_begins() {
     let mut daemon = Daemon::new(&folder, &format!("{}{more}", to_folder(&source, &folder.join("lake"), "200ms")));
     let (code, out, _) = daemon.run(&["check"]);
     assert_eq!(code, 3);
-    for word in ["highwater.toml:", "contract.required", "no column \"w\"", "contract.range.v", "a range is for numbers"] {
+    for word in
+        ["highwater.toml:", "contract.required", "no column \"w\"", "contract.range.v", "a range is for numbers"]
+    {
         assert!(out.contains(word), "{word}: {out}");
     }
     daemon.start(&["run"], None);
     let ended = daemon.wait(Duration::from_secs(30));
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("no column \"w\""), "{}", ended.stderr);
-    let (code, _, err) = Daemon::new(&folder, &format!("{}{more}rang = 1\n", to_folder(&source, &folder.join("lake"), "1s"))).run(&["check"]);
+    let (code, _, err) =
+        Daemon::new(&folder, &format!("{}{more}rang = 1\n", to_folder(&source, &folder.join("lake"), "1s")))
+            .run(&["check"]);
     assert_eq!(code, 2);
     assert!(err.contains("did you mean `range`"), "{err}");
 }

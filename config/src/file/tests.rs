@@ -65,7 +65,8 @@ fn a_contract_is_rules_with_their_places() {
     ];
     assert_eq!(musts, expected);
     assert!(rules[2].place.ends_with(":6: sources.shop.table.public.t.contract.range.b"), "{}", rules[2].place);
-    let bad = "[sources.shop.table.\"public.t\"]\ncontract = { requird = [], range = { b = {} }, pattern = { c = 1 } }\n";
+    let bad =
+        "[sources.shop.table.\"public.t\"]\ncontract = { requird = [], range = { b = {} }, pattern = { c = 1 } }\n";
     let faults = load(&format!("{source}{bad}")).unwrap_err().join("\n");
     for word in ["did you mean `required`", "a range has `min`, `max`", "must be a regular expression"] {
         assert!(faults.contains(word), "{word}: {faults}");

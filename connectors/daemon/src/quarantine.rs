@@ -19,8 +19,7 @@ use crate::{control, layout, out};
 pub(crate) fn rules(config: &Config, source: &Postgres) -> Rules {
     let any = source.table_options.iter().any(|(_, options)| !options.contract.rules.is_empty());
     let of = Arc::new(source.clone());
-    let contract =
-        move |schema: &str, table: &str| of.options(schema, table).map(|options| options.contract.clone());
+    let contract = move |schema: &str, table: &str| of.options(schema, table).map(|options| options.contract.clone());
     Rules {
         contracts: Contracts::new(any, contract),
         max_bytes: config.quarantine.max_bytes,
@@ -77,9 +76,9 @@ pub(crate) async fn run(config: &Config, command: &Quarantine, as_json: bool) ->
 fn filter(tables: &[String], key: Option<&str>, reason: Option<&str>) -> std::result::Result<Filter, String> {
     let tables = match tables {
         [] => None,
-        tables => Some(
-            Patterns::new(tables.to_vec()).map_err(|(pattern, why)| format!("{pattern:?} is no pattern: {why}"))?,
-        ),
+        tables => {
+            Some(Patterns::new(tables.to_vec()).map_err(|(pattern, why)| format!("{pattern:?} is no pattern: {why}"))?)
+        }
     };
     // What is no JSON is a text as it stands.
     let key = key.map(|key| serde_json::from_str(key).unwrap_or_else(|_| Value::from(key)));

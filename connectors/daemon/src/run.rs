@@ -171,7 +171,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     if until_caught_up {
         let left = logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), held::left(name, log)?)));
         ended.failures.extend(left);
-        let left = logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), quarantine::left(name, log)?)));
+        let left =
+            logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), quarantine::left(name, log)?)));
         ended.failures.extend(left);
     }
     for (_, log) in &logs {

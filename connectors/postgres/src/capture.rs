@@ -567,8 +567,5 @@ fn keys_differ(
 ) -> Result<bool, ValueError> {
     old_key.clear();
     new_key.clear();
-    Ok(!plan.table.key.is_empty()
-        && plan.key(old.tuple, old_key)?
-        && plan.key(new, new_key)?
-        && old_key != new_key)
+    Ok(!plan.table.key.is_empty() && plan.key(old.tuple, old_key)? && plan.key(new, new_key)? && old_key != new_key)
 }

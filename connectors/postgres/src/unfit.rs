@@ -113,10 +113,8 @@ pub fn recode(
     unfit: &Unfit<'_>,
     into: &mut BatchWriter,
 ) -> Result<(), Misfit> {
-    let columns = to.columns.iter().map(|column| PlanColumn {
-        codec: codec_of(&column.ty, &column.db_type),
-        output: None,
-    });
+    let columns =
+        to.columns.iter().map(|column| PlanColumn { codec: codec_of(&column.ty, &column.db_type), output: None });
     let plan = Plan::new(to.clone(), columns.collect(), to.columns.iter().map(|column| column.name.as_str()));
     let arranged = |cells: RawCells<'_>| {
         let cells: Vec<RawCell<'_>> = cells.iter().collect();
@@ -130,7 +128,8 @@ pub fn recode(
     let new = unfit.new.map(arranged);
     let old = unfit.old.map(|(whole, cells)| (whole, arranged(cells)));
     let new = new.as_deref().map(|bytes| Tuple::over(to.columns.len(), bytes));
-    let old = old.as_ref().map(|(whole, bytes)| OldTuple { whole: *whole, tuple: Tuple::over(to.columns.len(), bytes) });
+    let old =
+        old.as_ref().map(|(whole, bytes)| OldTuple { whole: *whole, tuple: Tuple::over(to.columns.len(), bytes) });
     let written = encode(&plan, number, op, old, new, into);
     written.map_err(|error| {
         into.drop_row();
@@ -251,12 +250,8 @@ mod tests {
             table.columns.iter().map(of).collect()
         };
         let plan = Plan::new(narrow.clone(), columns(&narrow), ["id", "amount"]);
-        let row = Row {
-            op: Op::Insert,
-            old: None,
-            new: Some(vec![RawCell::Text(b"7"), RawCell::Text(b"NaN")]),
-            size: 20,
-        };
+        let row =
+            Row { op: Op::Insert, old: None, new: Some(vec![RawCell::Text(b"7"), RawCell::Text(b"NaN")]), size: 20 };
         let mut writer = BatchWriter::new();
         writer.begin(&[1], storage::Micros(0), "1", 0);
         let cause = Cause::Value(ValueError { column: 1, why: "not a finite number" });

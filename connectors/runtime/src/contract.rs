@@ -404,7 +404,9 @@ fn clock(text: &str) -> Option<i64> {
         fraction => format!("{fraction:0<6}").get(..6)?.parse::<u32>().ok()?,
     };
     let real = hours <= 24 && minutes < 60 && seconds < 60;
-    real.then(|| ((i64::from(hours) * 60 + i64::from(minutes)) * 60 + i64::from(seconds)) * 1_000_000 + i64::from(micros))
+    real.then(|| {
+        ((i64::from(hours) * 60 + i64::from(minutes)) * 60 + i64::from(seconds)) * 1_000_000 + i64::from(micros)
+    })
 }
 
 fn timestamp(text: &str) -> Option<i64> {

@@ -51,8 +51,14 @@ pub use list::{HeldRow, held_rows};
 
 /// Encodes a row that came under the second table's shape anew under the
 /// first's, at the end of a batch; else says why not.
-pub type Recode =
-    fn(&Table, SchemaNumber, &Table, Op, &Unfit<'_>, &mut BatchWriter) -> std::result::Result<(), (usize, &'static str)>;
+pub type Recode = fn(
+    &Table,
+    SchemaNumber,
+    &Table,
+    Op,
+    &Unfit<'_>,
+    &mut BatchWriter,
+) -> std::result::Result<(), (usize, &'static str)>;
 
 /// How a source's quarantine is kept.
 #[derive(Clone, Debug)]
@@ -267,13 +273,7 @@ impl Quarantine {
     }
 
     /// Decides over every row of the runs that are of interest.
-    fn decide(
-        &mut self,
-        batch: &Batch,
-        unfit: bool,
-        held: &mut HeldFrame,
-        state: &mut Vec<StateChange>,
-    ) -> Result<()> {
+    fn decide(&mut self, batch: &Batch, unfit: bool, held: &mut HeldFrame, state: &mut Vec<StateChange>) -> Result<()> {
         let at = batch.offsets.start.0;
         let fail = |error| broken(at, error);
         self.looked.clear();
@@ -319,8 +319,7 @@ impl Quarantine {
     }
 
     fn concerns(&self, known: &Known, run: &Run<'_>, unfit: bool) -> bool {
-        known.is_table()
-            && (known.check.is_some() || self.fences.has(&known.stream) || (unfit && run.has_unfit()))
+        known.is_table() && (known.check.is_some() || self.fences.has(&known.stream) || (unfit && run.has_unfit()))
     }
 
     fn verdict(&self, known: &Known, change: &Change<'_>, keys: &mut Keys) -> Result<Verdict, Malformed> {

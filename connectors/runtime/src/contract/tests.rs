@@ -41,7 +41,11 @@ fn bounds(min: &str, max: &str) -> Must {
 }
 
 /// Of a row: amount, status, rate, at; None is null.
-fn broken(check: &Check, row: (Option<&str>, Option<&str>, Option<&str>, Option<i64>), absent: &[u8]) -> Option<String> {
+fn broken(
+    check: &Check,
+    row: (Option<&str>, Option<&str>, Option<&str>, Option<i64>),
+    absent: &[u8],
+) -> Option<String> {
     let mut writer = BatchWriter::new();
     writer.begin(&[1], Micros(0), "1", 0);
     let body = writer.open_row(1);
@@ -115,7 +119,11 @@ fn a_row_that_breaks_a_rule_is_told_from_one_that_does_not() {
         ((good.0, good.1, Some("-0.51"), good.3), &[], Some("column \"rate\" is less than -0.5")),
         ((good.0, good.1, Some("NaN"), good.3), &[], Some("column \"rate\" is less than -0.5")),
         ((good.0, good.1, Some("100000000000000000000000000000000000000000"), good.3), &[], None),
-        ((good.0, good.1, good.2, Some(i64::MAX)), &[], Some("column \"at\" is not between 2020-01-01 and 2030-12-31T23:59:59Z")),
+        (
+            (good.0, good.1, good.2, Some(i64::MAX)),
+            &[],
+            Some("column \"at\" is not between 2020-01-01 and 2030-12-31T23:59:59Z"),
+        ),
         // A status that was not sent may be anything; a key must be told.
         ((good.0, None, good.2, good.3), &[0b1000], None),
         ((good.0, good.1, None, good.3), &[0b1_0000], Some("column \"rate\" is null or not told, and part of the key")),

@@ -142,7 +142,7 @@ impl Quarantine {
         let mut pending = Pending::new(work.quarantine.log.clone());
         for held in frames {
             let batch = pending.read(held.from).await?;
-            let mut left = HeldFrame { from: held.from, ..HeldFrame::default() };
+            let mut left = HeldFrame::new(held.from);
             let mut row = 0;
             for run in batch.runs() {
                 let run = run.map_err(|error| broken(held.from, error))?;
@@ -262,7 +262,13 @@ impl Work<'_> {
     }
 
     /// Puts a row among what goes to the head, or says why it stays.
-    fn release(&mut self, known: &Arc<Known>, run: &Run<'_>, change: &Change<'_>, keys: &Keys) -> Result<Option<String>> {
+    fn release(
+        &mut self,
+        known: &Arc<Known>,
+        run: &Run<'_>,
+        change: &Change<'_>,
+        keys: &Keys,
+    ) -> Result<Option<String>> {
         let at = change.offset.0;
         let now = self.newest.get(&known.stream).unwrap_or(known).clone();
         let (from, to) = (&known.shape.table, &now.shape.table);
@@ -293,7 +299,8 @@ impl Work<'_> {
             Ok(Reshaped { value, old_key, before, absent }) => {
                 self.scratch.begin(&[], Micros(0), "", 0);
                 self.scratch.open_row(now.shape.number).extend_from_slice(&value);
-                let extras = RowExtras { old_key: old_key.as_deref(), before: before.as_deref(), absent: absent.as_deref() };
+                let extras =
+                    RowExtras { old_key: old_key.as_deref(), before: before.as_deref(), absent: absent.as_deref() };
                 self.scratch.close_row(change.op, extras);
                 let (payload, records) = self.scratch.take().unwrap_or_default();
                 let anew = Batch::captured(&transaction(Kind::Data, payload, records, Micros(0), Vec::new()));
@@ -311,7 +318,14 @@ impl Work<'_> {
     }
 
     /// A row as it would be: checked, and written with the place it had.
-    fn put(&mut self, now: &Known, run: &Run<'_>, row: Change<'_>, ordinal: u64, keys: &Keys) -> Result<Option<String>> {
+    fn put(
+        &mut self,
+        now: &Known,
+        run: &Run<'_>,
+        row: Change<'_>,
+        ordinal: u64,
+        keys: &Keys,
+    ) -> Result<Option<String>> {
         let fail = |error| broken(row.offset.0, error);
         if let Some(check) = &now.check
             && let Some(reason) = check.broken(row.op, row.value, row.absent_bits()).map_err(fail)?
@@ -336,7 +350,12 @@ impl Work<'_> {
     }
 
     /// Notes which columns a row told that is given up.
-    fn tell(&mut self, known: &Known, change: &Change<'_>, keys: &Keys) -> std::result::Result<(), connector::Malformed> {
+    fn tell(
+        &mut self,
+        known: &Known,
+        change: &Change<'_>,
+        keys: &Keys,
+    ) -> std::result::Result<(), connector::Malformed> {
         if !keys.known || change.op == Op::Delete {
             return Ok(());
         }
@@ -387,4 +406,3 @@ impl Work<'_> {
         Ok(())
     }
 }
-

@@ -31,6 +31,10 @@ pub(crate) struct HeldFrame {
 }
 
 impl HeldFrame {
+    pub(crate) fn new(from: u64) -> Self {
+        Self { from, ..Self::default() }
+    }
+
     /// A row of a stream comes next in the frame, whether it waits or not.
     pub(crate) fn count(&mut self, stream: &str) {
         self.counted += 1;
@@ -192,14 +196,17 @@ mod tests {
 
     #[test]
     fn a_frame_knows_which_rows_wait_and_why() {
-        let mut frame = HeldFrame { from: 7, ..HeldFrame::default() };
+        let mut frame = HeldFrame::new(7);
         let rows = [("a", 10, Some("contract: x")), ("a", 10, None), ("b", 5, Some("contract: x")), ("a", 1, None)];
         for (stream, bytes, reason) in rows {
             frame.count(stream);
             frame.wait(bytes, reason);
         }
         assert_eq!((frame.rows(), frame.bytes()), (4, 26));
-        assert_eq!((frame.reason(0), frame.reason(1), frame.reason(2)), (Some("contract: x"), None, Some("contract: x")));
+        assert_eq!(
+            (frame.reason(0), frame.reason(1), frame.reason(2)),
+            (Some("contract: x"), None, Some("contract: x"))
+        );
         assert_eq!(frame.forget("a"), 3);
         assert_eq!((frame.left.clone(), frame.bytes()), (vec![(2, 3)], 5));
         assert!(frame.waits(2) && !frame.waits(3));

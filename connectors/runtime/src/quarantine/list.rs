@@ -30,9 +30,8 @@ pub fn held_rows(
     mut read: impl FnMut(u64) -> Result<Batch>,
     mut each: impl FnMut(&HeldRow<'_>) -> Result<()>,
 ) -> Result<()> {
-    let shapes = Shapes::from_state(state.iter()).map_err(|error| {
-        connector::Error::halt("could not read the schemas in the log's state").because(error)
-    })?;
+    let shapes = Shapes::from_state(state.iter())
+        .map_err(|error| connector::Error::halt("could not read the schemas in the log's state").because(error))?;
     for (from, held) in frames_of(state)? {
         let batch = read(from)?;
         let mut row = 0;
