@@ -251,7 +251,8 @@ impl Quarantine {
         let halves = self.splitter.split(&whole, &mut replay).map_err(|error| broken(start, error))?;
         let passed = halves.passed;
         held.from = start + passed.as_ref().map_or(0, |(_, records)| u64::from(*records));
-        if !held.left.is_empty() {
+        let nothing_waits = held.left.is_empty();
+        if !nothing_waits {
             self.rows += held.rows();
             self.bytes += held.bytes();
             state.push(held.change());
@@ -259,7 +260,12 @@ impl Quarantine {
         }
         state.push(self.floor());
         let (payload, records) = halves.held.unwrap_or_default();
-        let pending = LogBatch { kind: Kind::Pending, payload, records, state, ..batch.clone() };
+        let mut pending = LogBatch { kind: Kind::Pending, payload, records, state, ..batch.clone() };
+        if nothing_waits {
+            // Its table was emptied in the same batch: nobody needs it any more.
+            self.next -= u64::from(records);
+            (pending.kind, pending.payload, pending.records) = (Kind::Control, bytes::Bytes::new(), 0);
+        }
         Ok(match passed {
             Some((payload, records)) => {
                 let passed = LogBatch { payload, records, position: None, ends_transaction: false, ..batch };
