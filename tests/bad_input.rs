@@ -173,7 +173,7 @@ fn a_configuration_with_faults_ends_with_2_and_tells_them_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_larger_than_rows_may_be_stops_with_its_key_and_nothing_is_lost() {
+async fn a_row_larger_than_rows_may_be_waits_with_its_key_and_nothing_is_lost() {
     let postgres = Postgres::new(17).await;
     let client = postgres.client().await;
     client.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x')").await.unwrap();
@@ -188,8 +188,12 @@ async fn a_row_larger_than_rows_may_be_stops_with_its_key_and_nothing_is_lost() 
         .unwrap();
     let (code, stderr) = run(&folder, &small);
     assert_eq!(code, Some(1));
-    says(&stderr, &["public.t", "key (7)", "max_row"]);
+    says(&stderr, &["1 rows wait in quarantine", "quarantine list shop"]);
+    let (_, out, _) = Daemon::new(&folder, &small).run(&["quarantine", "list", "shop"]);
+    says(&out, &["public.t", "{\"id\":7}", "max_row"]);
     let mut daemon = Daemon::new(&folder, &config);
+    let (code, _, stderr) = daemon.run(&["quarantine", "redrive", "shop"]);
+    assert_eq!(code, 0, "{stderr}");
     daemon.catch_up();
     assert_eq!(daemon.tail("shop", &[]).len(), 2);
 }

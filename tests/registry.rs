@@ -4,7 +4,7 @@ mod api;
 mod clients;
 mod drift;
 mod hostile;
-mod http;
+pub(crate) mod http;
 mod kills;
 mod security;
 mod transfer;

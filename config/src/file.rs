@@ -30,6 +30,8 @@ pub struct Config {
     pub sinks: BTreeMap<String, Sink>,
     /// Of every source's log.
     pub log: Log,
+    /// Rows that wait for a person.
+    pub quarantine: Quarantine,
     /// Served or elsewhere; None: ours, for ourselves.
     pub registry: Option<Registry>,
 }
@@ -82,6 +84,24 @@ pub struct Log {
     pub retain_age: Duration,
     /// Or so much.
     pub retain_bytes: u64,
+}
+
+/// Rows that wait for a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quarantine {
+    /// How much of a source's rows is held back at most.
+    pub max_bytes: u64,
+    /// What comes then.
+    pub on_full: OnFull,
+}
+
+/// What a source does with a row that its quarantine has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFull {
+    /// It stops: a person must act.
+    Halt,
+    /// All of the row's table waits from then on, however much it is.
+    Park,
 }
 
 impl Config {
@@ -142,6 +162,14 @@ impl Config {
             }
             section.finish();
         }
+        let mut quarantine = Quarantine { max_bytes: 256 << 20, on_full: OnFull::Halt };
+        if let Some(mut section) = root.section("quarantine") {
+            quarantine.max_bytes = section.bytes("max_bytes").unwrap_or(quarantine.max_bytes);
+            if section.choice("on_full", &["halt", "park"]) == "park" {
+                quarantine.on_full = OnFull::Park;
+            }
+            section.finish();
+        }
         let registry = root.section("registry").and_then(Registry::read);
         if root.take("http").is_some() {
             root.fault("http", "is not in this version", Some("leave the section out"));
@@ -195,7 +223,7 @@ impl Config {
             root.fault("sources", "there is none", Some("`highwater init` shows one"));
         }
         root.finish();
-        Self { file: file.into(), data_dir, sources, sinks, log, registry }
+        Self { file: file.into(), data_dir, sources, sinks, log, quarantine, registry }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The configuration: one TOML file, layered by figment under `HIGHWATER_…`
 //! variables. Plain data: no client, no runtime. All faults are told together.
 
+mod contract;
 mod fault;
 mod file;
 mod object_store;
@@ -11,11 +12,12 @@ mod registry;
 mod section;
 mod units;
 
+pub use contract::{Contract, Must, Rule};
 pub use fault::{Fault, Faults};
-pub use file::{Config, Destination, Log, Sink, Source};
+pub use file::{Config, Destination, Log, OnFull, Quarantine, Sink, Source};
 pub use object_store::{Compression, FileFormat, ObjectStore, PartitionBy};
 pub use pattern::Patterns;
-pub use postgres::{Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
+pub use postgres::{OnIncompatible, Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
 pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};
 pub use registry::{
     ExternalRegistry, Registry, RegistryRole, RegistryTls, RegistryToken, RegistryUser, ServedRegistry,

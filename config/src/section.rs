@@ -134,6 +134,22 @@ impl<'a> Section<'a> {
         text.unwrap_or_default()
     }
 
+    /// A number, a truth or a text, as text.
+    pub(crate) fn scalar(&mut self, name: &'static str) -> Option<String> {
+        let value = self.take(name)?;
+        let text = crate::contract::scalar_text(&value);
+        if text.is_none() {
+            self.fault(name, "must be a number or a text", None);
+        }
+        text
+    }
+
+    /// Where a setting stands, for what is found wrong with it later.
+    pub(crate) fn place(&self, name: &str) -> String {
+        let key = self.key(name);
+        format!("{}: {key}", self.faulty.place(&key).1)
+    }
+
     pub(crate) fn flag(&mut self, name: &'static str, default: bool) -> bool {
         match self.take(name) {
             None => default,

@@ -242,7 +242,9 @@ impl<F: Files> Writer<F> {
     /// is made void, and its offsets stay a hole.
     fn abort(&mut self) -> Result<()> {
         if !self.inside {
-            return Ok(());
+            // Whoever asks for the position next must not be sent again what
+            // is whole and only waits for its sync.
+            return self.sync();
         }
         self.changes.clear();
         self.empty_frame(FrameKind::Abort)?;

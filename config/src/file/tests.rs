@@ -47,6 +47,33 @@ fn all_faults_are_told_together_with_line_key_and_suggestion() {
 }
 
 #[test]
+fn a_contract_is_rules_with_their_places() {
+    let source = "[sources.shop]\ntype = \"postgres\"\nurl = \"postgres://u@localhost/shop\"\n";
+    let more = "[sources.shop.table.\"public.t\".contract]\nrequired = [\"a\"]\nrange = { b = { min = -1.5 } }\n\
+                pattern = { c = \"^x\" }\nallowed = { d = [1, \"two\", true] }\nkey = [\"a\"]\n";
+    let config = load(&format!("{source}{more}")).unwrap();
+    let crate::Source::Postgres(shop) = &config.sources["shop"];
+    let rules = &shop.options("public", "t").unwrap().contract.rules;
+    let musts: Vec<_> = rules.iter().map(|rule| (rule.column.as_str(), rule.must.clone())).collect();
+    use crate::Must::*;
+    let expected = [
+        ("a", BePresent),
+        ("a", BeKey),
+        ("b", Range { min: Some("-1.5".into()), max: None }),
+        ("c", Match("^x".into())),
+        ("d", BeOneOf(vec!["1".into(), "two".into(), "true".into()])),
+    ];
+    assert_eq!(musts, expected);
+    assert!(rules[2].place.ends_with(":6: sources.shop.table.public.t.contract.range.b"), "{}", rules[2].place);
+    let bad =
+        "[sources.shop.table.\"public.t\"]\ncontract = { requird = [], range = { b = {} }, pattern = { c = 1 } }\n";
+    let faults = load(&format!("{source}{bad}")).unwrap_err().join("\n");
+    for word in ["did you mean `required`", "a range has `min`, `max`", "must be a regular expression"] {
+        assert!(faults.contains(word), "{word}: {faults}");
+    }
+}
+
+#[test]
 fn what_is_no_toml_is_told_with_its_line() {
     let faults = load("data_dir = \"a\"\n[sources.shop\n").unwrap_err();
     assert!(faults[0].starts_with("highwater.toml:2: "), "{}", faults[0]);

@@ -1,6 +1,7 @@
 //! Avro's binary form: what a row's body is made of.
 
 use crate::batch::Malformed;
+use crate::table::Type;
 
 /// Appends an int or a long: zig-zag, seven bits a byte.
 #[inline(always)]
@@ -141,6 +142,49 @@ impl<'a> Reader<'a> {
         let count = usize::try_from(count).map_err(|_| Malformed("block count"))?;
         // No item is smaller than a byte: our items are unions.
         if count > self.rest.len() { Err(Malformed("block count")) } else { Ok(count) }
+    }
+
+    /// Passes over a value.
+    pub fn skip(&mut self, ty: &Type) -> Result<(), Malformed> {
+        match ty {
+            Type::Boolean => drop(self.byte()?),
+            Type::Int | Type::Long | Type::Date | Type::Time | Type::LocalTimestamp | Type::Timestamp => {
+                self.long()?;
+            }
+            Type::Float => drop(self.take(4)?),
+            Type::Double => drop(self.take(8)?),
+            Type::String | Type::Bytes | Type::Uuid | Type::Json | Type::Decimal { .. } => drop(self.bytes()?),
+            Type::Array(item) => loop {
+                let count = self.block()?;
+                if count == 0 {
+                    break;
+                }
+                for _ in 0..count {
+                    self.skip_nullable(item)?;
+                }
+            },
+            Type::Map => loop {
+                let count = self.block()?;
+                if count == 0 {
+                    break;
+                }
+                for _ in 0..count {
+                    self.bytes()?;
+                    self.skip_nullable(&Type::String)?;
+                }
+            },
+            Type::Record(fields) => {
+                for field in fields {
+                    self.skip_nullable(&field.ty)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes over a `["null", T]`.
+    pub fn skip_nullable(&mut self, ty: &Type) -> Result<(), Malformed> {
+        if self.present()? { self.skip(ty) } else { Ok(()) }
     }
 
     #[inline]

@@ -15,6 +15,7 @@
 //!            [old key body, u32 length]      flag 0x10
 //!            [before body,  u32 length]      flag 0x20
 //!            [absent bitmap, u16 length]     flag 0x40
+//!            or, in place of it all, a row as it came     flag 0x80
 //! ```
 //!
 //! Little-endian throughout. Extras stand *behind* the value, with their
@@ -33,6 +34,7 @@ const UNKNOWN: u8 = 0x80;
 const OLD_KEY: u8 = 0x10;
 const BEFORE: u8 = 0x20;
 const ABSENT: u8 = 0x40;
+const UNFIT: u8 = 0x80;
 
 /// Bytes that do not have the form they claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,6 +225,29 @@ impl BatchWriter {
         &mut self.out
     }
 
+    /// Copies rows of a run as they are.
+    pub(crate) fn copy_rows(&mut self, run: &Run<'_>, rows: std::ops::Range<usize>) -> Result<(), Malformed> {
+        let end_of = |row: usize| run.ends.get(row * 4..).and_then(|rest| rest.first_chunk()).copied();
+        let start = if rows.start == 0 { Some([0; 4]) } else { end_of(rows.start - 1) };
+        let start = u32::from_le_bytes(start.ok_or(Malformed("row end"))?);
+        let end = u32::from_le_bytes(end_of(rows.end - 1).ok_or(Malformed("row end"))?);
+        let bodies = run.bodies.get(start as usize..end as usize).ok_or(Malformed("row end"))?;
+        self.open_row(run.schema).extend_from_slice(bodies);
+        let base = self.run.as_ref().expect("open_row came first").bodies;
+        let before = (self.out.len() - base - bodies.len()) as u32;
+        for row in rows.clone() {
+            let end = end_of(row).map(u32::from_le_bytes).and_then(|end| end.checked_sub(start));
+            self.ends.push(end.ok_or(Malformed("row end"))? + before);
+        }
+        self.ops.extend_from_slice(run.ops.get(rows.clone()).ok_or(Malformed("row count"))?);
+        let count = rows.len() as u32;
+        self.records += count;
+        if let Some(part) = &mut self.part {
+            part.records += count;
+        }
+        Ok(())
+    }
+
     /// Ends the row whose value was written.
     #[inline]
     pub fn close_row(&mut self, op: Op, extras: RowExtras<'_>) {
@@ -245,6 +270,14 @@ impl BatchWriter {
         self.records += 1;
         if let Some(part) = &mut self.part {
             part.records += 1;
+        }
+    }
+
+    /// Ends a row that is none: it was written as it came ([`crate::Unfit`]).
+    pub fn close_unfit(&mut self, op: Op) {
+        self.close_row(op, RowExtras::default());
+        if let Some(bits) = self.ops.last_mut() {
+            *bits |= UNFIT;
         }
     }
 
@@ -317,6 +350,17 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Over what a source has captured, before it is in the log.
+    pub fn captured(batch: &storage::LogBatch) -> Self {
+        Self {
+            offsets: OffsetRange { start: Offset(0), end: Offset(u64::from(batch.records)) },
+            position: batch.position.clone(),
+            ends_transaction: batch.ends_transaction,
+            event_time: batch.event_time,
+            payload: batch.payload.clone(),
+        }
+    }
+
     /// Over a data frame.
     pub fn new(frame: Frame) -> Self {
         Self {
@@ -343,6 +387,8 @@ impl Batch {
             offset: self.offsets.start,
             ordinal: 0,
             begun: false,
+            parts: 0,
+            open: false,
         }
     }
 }
@@ -357,6 +403,8 @@ pub struct Runs<'a> {
     offset: Offset,
     ordinal: u64,
     begun: bool,
+    parts: u32,
+    open: bool,
 }
 
 impl<'a> Runs<'a> {
@@ -378,6 +426,8 @@ impl<'a> Runs<'a> {
             let (mut part, rest) = split(self.rest, length)?;
             self.rest = rest;
             let (&length, _) = part.split_first().ok_or(Malformed("it ends early"))?;
+            self.parts += 1;
+            self.open = length & UNKNOWN != 0;
             let position = match length & UNKNOWN {
                 0 => short(&mut part)?,
                 _ => {
@@ -407,6 +457,8 @@ impl<'a> Runs<'a> {
             transaction: self.transaction,
             first_offset: self.offset,
             first_ordinal: self.ordinal,
+            part: self.parts,
+            open: self.open,
             bodies,
             ends,
             ops,
@@ -440,6 +492,10 @@ pub struct Run<'a> {
     pub first_offset: Offset,
     /// Of the first row, in its transaction.
     pub first_ordinal: u64,
+    /// Counts the payload's parts.
+    pub(crate) part: u32,
+    /// The position is told by the frame that ends the transaction.
+    pub(crate) open: bool,
     bodies: &'a [u8],
     ends: &'a [u8],
     ops: &'a [u8],
@@ -460,6 +516,8 @@ pub struct Change<'a> {
     pub old_key: Option<&'a [u8]>,
     /// The whole old row, under the run's schema.
     pub before: Option<&'a [u8]>,
+    /// `value` is a row as it came, which no schema describes.
+    pub unfit: bool,
     absent: Option<&'a [u8]>,
 }
 
@@ -473,6 +531,11 @@ impl<'a> Run<'a> {
     /// Size of the bodies in bytes.
     pub fn bytes(&self) -> usize {
         self.bodies.len()
+    }
+
+    /// Whether a row in it is as it came.
+    pub fn has_unfit(&self) -> bool {
+        self.ops.iter().any(|bits| bits & UNFIT != 0)
     }
 
     /// The changes in order.
@@ -492,7 +555,7 @@ impl<'a> Run<'a> {
         let bits = self.ops[i];
         let op = Op::from_bits(bits & 0x0f)?;
         let (mut old_key, mut before, mut absent) = (None, None, None);
-        if bits & 0xf0 != 0 {
+        if bits & (OLD_KEY | BEFORE | ABSENT) != 0 {
             if bits & ABSENT != 0 {
                 let (rest, length) = row.split_last_chunk::<2>().ok_or(Malformed("absent columns"))?;
                 absent = Some(split_end(rest, u16::from_le_bytes(*length) as usize, &mut row)?);
@@ -511,6 +574,7 @@ impl<'a> Run<'a> {
             value: row,
             old_key,
             before,
+            unfit: bits & UNFIT != 0,
             absent,
         })
     }
@@ -521,6 +585,11 @@ impl Change<'_> {
     #[inline]
     pub fn is_absent(&self, column: usize) -> bool {
         self.absent.is_some_and(|bits| bits.get(column / 8).is_some_and(|byte| byte & (1 << (column % 8)) != 0))
+    }
+
+    /// The columns that were not sent, a bit each.
+    pub fn absent_bits(&self) -> Option<&[u8]> {
+        self.absent
     }
 
     /// Whether any column was not sent.

@@ -319,7 +319,8 @@ fn time(micros: i64) -> String {
     out
 }
 
-fn timestamp(micros: i64, utc: bool) -> String {
+/// A timestamp as `tail` prints it, in UTC or without a zone.
+pub fn timestamp(micros: i64, utc: bool) -> String {
     if micros == i64::MAX {
         return "infinity".into();
     }

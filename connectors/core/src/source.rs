@@ -14,6 +14,8 @@ use crate::table::Table;
 pub struct Captured {
     /// What goes into the log, with the state that changes by it.
     pub batch: LogBatch,
+    /// Rows in it that are as they came ([`crate::Unfit`]).
+    pub unfit: u32,
 }
 
 /// A schema's number, and what the log must remember if it is new.

@@ -57,6 +57,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Schemas,
     },
+    /// Rows that wait for a person: what they are, and what becomes of them
+    Quarantine {
+        #[command(subcommand)]
+        command: Quarantine,
+    },
     /// Looks into the logs
     Log {
         #[command(subcommand)]
@@ -105,6 +110,58 @@ pub(crate) enum Log {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Quarantine {
+    /// A line for each row
+    List {
+        /// The source
+        source: String,
+        #[command(flatten)]
+        picked: Picked,
+        /// What was given up so far, instead
+        #[arg(long)]
+        discarded: bool,
+    },
+    /// The rows themselves
+    Show {
+        /// The source
+        source: String,
+        #[command(flatten)]
+        picked: Picked,
+    },
+    /// Looks at rows again, as they would be taken now, and lets them go on in order
+    Redrive {
+        /// The source
+        source: String,
+        #[command(flatten)]
+        picked: Picked,
+    },
+    /// Gives rows up; what waits behind them goes on
+    Discard {
+        /// The source
+        source: String,
+        #[command(flatten)]
+        picked: Picked,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Which rows; all, if nothing is said.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Picked {
+    /// Only of these tables, as schema.table; patterns allowed, may be repeated
+    #[arg(long)]
+    pub(crate) table: Vec<String>,
+    /// Only with this key: its value, or JSON like {"id": 42}
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// Only for this reason
+    #[arg(long, value_parser = ["contract", "value", "too_large", "incomplete", "shape", "behind"])]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Schemas {
     /// Subjects, with their versions and levels
     List {
@@ -124,6 +181,40 @@ pub(crate) enum Schemas {
     Check {
         /// The source
         source: String,
+    },
+    /// Why a table is held back: both sides, what changed, and all that forbids it
+    Diff {
+        /// The source
+        source: String,
+        /// As schema.table
+        table: String,
+    },
+    /// Lets a table that is held back go on, if its subject's level allows it by now
+    Approve {
+        /// The source
+        source: String,
+        /// As schema.table
+        table: String,
+        /// Whatever the level says
+        #[arg(long)]
+        as_new_version: bool,
+        /// Whatever the level says; what waits is given up, and the table read anew
+        #[arg(long, conflicts_with = "as_new_version")]
+        reset_table: bool,
+    },
+    /// What an ALTER would do: run in a transaction on the source that is rolled back
+    Plan {
+        /// The source
+        source: String,
+        /// The statements
+        #[arg(long)]
+        sql: PathBuf,
+        /// Another role on the same database, who may alter: postgres://role@host/database
+        #[arg(long)]
+        url: Option<String>,
+        /// File with that role's password
+        #[arg(long, requires = "url")]
+        password_file: Option<PathBuf>,
     },
     /// Everything, as lines of JSON
     Export {

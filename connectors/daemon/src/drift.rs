@@ -113,7 +113,7 @@ async fn look(config: &Config, source: &str) -> Result<Found> {
         };
         return Err(Error::halt(format!("there is no source {source:?}")).hint(hint));
     };
-    let tables = connector_postgres::shapes(source, configured).await?;
+    let tables = connector_postgres::shapes(configured).await?;
     let shapes = shapes(config, source)?;
     let mut found = Found { tables: tables.len(), ..Found::default() };
     let held = match Held::open(config).await {

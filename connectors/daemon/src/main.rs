@@ -5,11 +5,14 @@ mod check;
 mod control;
 mod drift;
 mod exit;
+mod held;
 mod init;
 mod layout;
 mod log;
 mod out;
+mod plan;
 mod progress;
+mod quarantine;
 mod registry;
 mod repair;
 mod run;
@@ -64,6 +67,7 @@ async fn command(args: Args) -> Exit {
         Command::Tail(tail) => tail::run(&config, tail),
         Command::Snapshot { source, tables } => snapshot::run(&config, source, tables, args.json).await,
         Command::Repair { source, yes } => repair::run(&config, source, *yes, args.json).await,
+        Command::Quarantine { command } => quarantine::run(&config, command, args.json).await,
         Command::Log { command } => log::run(&config, command, args.json),
         Command::Schemas { command } => schemas::run(&config, command, args.json).await,
         Command::Init { .. } => Exit::Done,

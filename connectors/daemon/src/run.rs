@@ -5,17 +5,16 @@ use std::sync::Arc;
 use config::{Config, Source};
 use connector::{Error, Result, Table, TableKind};
 use connector_postgres::PostgresSource;
-use connector_runtime::{Delivery, Ended, Pipeline, SchemaBook, SinkStatus, SourceStatus};
+use connector_runtime::{Delivery, Desk, Ended, Pipeline, SinkStatus, SourceStatus};
 use serde_json::{Value, json};
 use storage::{EventLog, Log, Options, Retain};
-use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, failure, log_error};
 use crate::registry::{Face, Registry};
 use crate::status::Live;
-use crate::{control, drift, layout, progress, sinks, snapshot, status};
+use crate::{control, drift, held, layout, plan, progress, quarantine, sinks, snapshot, status};
 
 pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
     let stop = CancellationToken::new();
@@ -72,11 +71,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let mut logs = Vec::new();
     for name in config.sources.keys() {
         let folder = layout::log(&config, name);
-        let options = Options {
-            segment_bytes: config.log.segment_bytes,
-            retain: Retain { age: Some(config.log.retain_age), bytes: Some(config.log.retain_bytes) },
-            ..Options::default()
-        };
+        let options = log_options(&config);
         let opened = folder.clone();
         let log = tokio::task::spawn_blocking(move || Log::open(opened, options)).await;
         let log = log.map_err(|error| Error::halt("could not open the log").because(error))?;
@@ -94,8 +89,11 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let mut lives = Vec::new();
     for (name, log) in &logs {
         let Source::Postgres(source_config) = &config.sources[name];
-        let schemas = Arc::new(SchemaBook::open(log.clone(), registry.registrar.clone(), Handle::current())?);
-        let source = PostgresSource::new(name, Arc::new((**source_config).clone()), schemas)?;
+        let rules = quarantine::rules(&config, source_config);
+        let book = held::book(source_config, log, registry.registrar.clone())?;
+        let book = Arc::new(book.with_contracts(rules.contracts.clone()));
+        let source = PostgresSource::new(name, Arc::new((**source_config).clone()), book.clone())?;
+        let (desk, requests) = Desk::new(book.clone());
         let mut deliveries = Vec::new();
         let mut live = Live {
             name: name.clone(),
@@ -103,6 +101,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             log: log.clone(),
             status: SourceStatus::default(),
             watch: source.watch(),
+            desk,
+            book: book.clone(),
             sinks: Vec::new(),
         };
         for (sink_name, sink) in config.sinks.iter().filter(|(_, sink)| sink.from.contains(name)) {
@@ -125,6 +125,9 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             name: name.clone(),
             source,
             log: log.clone(),
+            book,
+            requests,
+            rules,
             deliveries,
             status: live.status.clone(),
             until_caught_up,
@@ -137,7 +140,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let serving = CancellationToken::new();
     let server = tokio::spawn({
         let serving = serving.clone();
-        async move { control::serve(&socket, move |asked| answer(&lives, &face, asked), serving).await }
+        let (lives, face) = (Arc::new(lives), Arc::new(face));
+        async move { control::serve(&socket, move |asked| answer(lives.clone(), face.clone(), asked), serving).await }
     });
 
     let mut ended = Ended::default();
@@ -168,6 +172,13 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     stop.cancel();
     serving.cancel();
     let _ = server.await;
+    if until_caught_up {
+        let left = logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), held::left(name, log)?)));
+        ended.failures.extend(left);
+        let left =
+            logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), quarantine::left(name, log)?)));
+        ended.failures.extend(left);
+    }
     for (_, log) in &logs {
         log.close().await;
     }
@@ -177,11 +188,23 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     Ok(ended)
 }
 
+/// How the logs of a configuration are kept.
+pub(crate) fn log_options(config: &Config) -> Options {
+    Options {
+        segment_bytes: config.log.segment_bytes,
+        retain: Retain { age: Some(config.log.retain_age), bytes: Some(config.log.retain_bytes) },
+        ..Options::default()
+    }
+}
+
 /// What commands ask of a running daemon.
-fn answer(lives: &[Live], registry: &Face, asked: &Value) -> Value {
+async fn answer(lives: Arc<Vec<Live>>, registry: Arc<Face>, asked: Value) -> Value {
     match asked["command"].as_str() {
-        Some("status") => status::live(lives, registry.status()),
-        Some("snapshot") => snapshot::running(lives, asked),
+        Some("status") => status::live(&lives, registry.status()),
+        Some("snapshot") => snapshot::running(&lives, &asked),
+        Some("approve") => held::approve_running(&lives, &asked).await,
+        Some("quarantine") => quarantine::act_running(&lives, &asked).await,
+        Some("judge") => plan::judge_running(&lives, &asked).await,
         _ => json!({"error": "this daemon does not know the command"}),
     }
 }

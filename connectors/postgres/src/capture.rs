@@ -8,10 +8,11 @@ use storage::{Kind, LogBatch, Micros, StateChange};
 
 use crate::catalog::CatalogTable;
 use crate::lsn::Lsn;
-use crate::pgoutput::{Malformed, Message, OldTuple, Relation, Tuple, decode};
+use crate::pgoutput::{Cell, Malformed, Message, OldTuple, Relation, Tuple, decode};
 use crate::plan::{Plan, ValueError};
 use crate::shape::{Compiled, Compiler};
 use crate::snapshot::{Generation, Progress};
+use crate::unfit::{Cause, Row};
 
 /// A batch of whole transactions is handed on at this size.
 pub(crate) const FULL: usize = 512 << 10;
@@ -69,6 +70,8 @@ pub(crate) struct Capture<S> {
     keys: (Vec<u8>, Vec<u8>),
     /// A table is to be read again.
     again: bool,
+    /// Rows in the writer that are as they came.
+    unfit: u32,
     max_row: usize,
 }
 
@@ -92,6 +95,7 @@ impl<S: Schemas> Capture<S> {
             before: Vec::new(),
             keys: Default::default(),
             again: false,
+            unfit: 0,
         }
     }
 
@@ -99,9 +103,9 @@ impl<S: Schemas> Capture<S> {
     #[inline]
     pub(crate) fn message(&mut self, message: &[u8]) -> Result<Flow> {
         if message.len() > self.max_row
-            && let Some(error) = self.too_large(message)
+            && let Some(flow) = self.too_large(message)?
         {
-            return Err(error);
+            return Ok(flow);
         }
         match decode(message).map_err(malformed)? {
             Message::Insert { relation, new } => self.insert(relation, new),
@@ -130,18 +134,49 @@ impl<S: Schemas> Capture<S> {
         }
     }
 
-    /// A captured row that is larger than rows may be.
+    /// A captured row that is larger than rows may be goes on as it came.
     #[cold]
-    fn too_large(&self, message: &[u8]) -> Option<Error> {
-        let (relation, tuple) = match decode(message).ok()? {
-            Message::Insert { relation, new } | Message::Update { relation, new, .. } => (relation, new),
-            Message::Delete { relation, old } => (relation, old.tuple),
-            _ => return None,
+    fn too_large(&mut self, message: &[u8]) -> Result<Option<Flow>> {
+        let (op, relation, old, new) = match decode(message).map_err(malformed)? {
+            Message::Insert { relation, new } => (Op::Insert, relation, None, Some(new)),
+            Message::Update { relation, old, new } => (Op::Update, relation, old, Some(new)),
+            Message::Delete { relation, old } => (Op::Delete, relation, Some(old), None),
+            _ => return Ok(None),
         };
-        match self.known.get(&relation)? {
-            Known::Captured(table) => Some(oversize(&table.plan, &told_by_key(&table.plan, tuple), message.len())),
-            Known::Skipped => None,
+        if !self.begin_row(relation)? {
+            return Ok(Some(Flow::On));
         }
+        for tuple in [old.map(|old| old.tuple), new].into_iter().flatten() {
+            if let Some(Known::Captured(table)) = self.known.get(&relation) {
+                check_width(&table.plan, tuple)?;
+            }
+        }
+        self.unfit(relation, op, old, new, &Cause::TooLarge).map(Some)
+    }
+
+    /// A row that cannot be carried: in its place, as it came.
+    #[cold]
+    fn unfit(
+        &mut self,
+        relation: u32,
+        op: Op,
+        old: Option<OldTuple<'_>>,
+        new: Option<Tuple<'_>>,
+        cause: &Cause,
+    ) -> Result<Flow> {
+        self.writer.drop_row();
+        let Some(Known::Captured(table)) = self.known.get(&relation) else { return Ok(Flow::On) };
+        let plan = &table.plan;
+        let size = old.map_or(0, |old| old.tuple.bytes()) + new.map_or(0, |new| new.bytes());
+        Row::streamed(plan, op, old, new, size).put(plan, table.number, cause, &mut self.writer);
+        self.unfit += 1;
+        if let Some(new) = new
+            && new.cells().any(|cell| cell == Cell::Unchanged)
+            && self.progress.is_under_way(&table.stream)
+        {
+            self.state.extend(self.progress.owe(&table.stream, plan.key_texts(new)));
+        }
+        Ok(self.end_row())
     }
 
     fn insert(&mut self, relation: u32, new: Tuple<'_>) -> Result<Flow> {
@@ -151,8 +186,10 @@ impl<S: Schemas> Capture<S> {
         let Some(Known::Captured(table)) = self.known.get(&relation) else { return Ok(Flow::On) };
         check_width(&table.plan, new)?;
         let body = self.writer.open_row(table.number);
-        let absent = table.plan.value(new, None, body, &mut self.absent).map_err(|e| unfit(&table.plan, new, &e))?;
-        let absent = absent.then_some(&self.absent[..]);
+        let absent = match table.plan.value(new, None, body, &mut self.absent) {
+            Ok(absent) => absent.then_some(&self.absent[..]),
+            Err(error) => return self.unfit(relation, Op::Insert, None, Some(new), &Cause::Value(error)),
+        };
         self.writer.close_row(Op::Insert, RowExtras { absent, ..Default::default() });
         Ok(self.end_row())
     }
@@ -167,25 +204,24 @@ impl<S: Schemas> Capture<S> {
         let mut extras = RowExtras::default();
         if let Some(old) = old {
             check_width(plan, old.tuple)?;
-            let unfit = |error| unfit(plan, old.tuple, &error);
             let (old_key, new_key) = &mut self.keys;
-            old_key.clear();
-            new_key.clear();
-            if !plan.table.key.is_empty()
-                && plan.key(old.tuple, old_key).map_err(unfit)?
-                && plan.key(new, new_key).map_err(unfit)?
-                && old_key != new_key
-            {
-                extras.old_key = Some(old_key);
+            match keys_differ(plan, old, new, old_key, new_key) {
+                Ok(differ) => extras.old_key = differ.then_some(&old_key[..]),
+                Err(error) => return self.unfit(relation, Op::Update, Some(old), Some(new), &Cause::Value(error)),
             }
             if old.whole {
                 self.before.clear();
-                plan.value(old.tuple, None, &mut self.before, &mut self.absent).map_err(unfit)?;
+                if let Err(error) = plan.value(old.tuple, None, &mut self.before, &mut self.absent) {
+                    return self.unfit(relation, Op::Update, Some(old), Some(new), &Cause::Value(error));
+                }
                 extras.before = Some(&self.before);
             }
         }
         let body = self.writer.open_row(table.number);
-        let absent = plan.value(new, old, body, &mut self.absent).map_err(|e| unfit(plan, new, &e))?;
+        let absent = match plan.value(new, old, body, &mut self.absent) {
+            Ok(absent) => absent,
+            Err(error) => return self.unfit(relation, Op::Update, old, Some(new), &Cause::Value(error)),
+        };
         if absent {
             extras.absent = Some(&self.absent);
             // A table whose reading is under way may have read this row before
@@ -211,14 +247,19 @@ impl<S: Schemas> Capture<S> {
         } else {
             plan.key_only(old.tuple, body, &mut self.absent)
         };
-        let absent = absent.map_err(|error| unfit(plan, old.tuple, &error))?;
+        let absent = match absent {
+            Ok(absent) => absent,
+            Err(error) => return self.unfit(relation, Op::Delete, Some(old), None, &Cause::Value(error)),
+        };
         let mut extras = RowExtras::default();
         if absent {
             extras.absent = Some(&self.absent);
         }
         if old.whole {
             self.before.clear();
-            plan.value(old.tuple, None, &mut self.before, &mut self.keys.0).map_err(|e| unfit(plan, old.tuple, &e))?;
+            if let Err(error) = plan.value(old.tuple, None, &mut self.before, &mut self.keys.0) {
+                return self.unfit(relation, Op::Delete, Some(old), None, &Cause::Value(error));
+            }
             extras.before = Some(&self.before);
         }
         self.writer.close_row(Op::Delete, extras);
@@ -477,6 +518,7 @@ impl<S: Schemas> Capture<S> {
     pub(crate) fn hand(&mut self) -> Option<Captured> {
         let begun = self.transaction.as_ref().is_some_and(|t| t.begun);
         let (payload, records) = self.writer.take().unwrap_or((Bytes::new(), 0));
+        let unfit = std::mem::take(&mut self.unfit);
         let state = std::mem::take(&mut self.state);
         if begun && let Some(transaction) = &mut self.transaction {
             transaction.begun = false;
@@ -499,7 +541,7 @@ impl<S: Schemas> Capture<S> {
             state,
             ends_transaction: whole,
         };
-        Some(Captured { batch })
+        Some(Captured { batch, unfit })
     }
 }
 
@@ -515,36 +557,15 @@ fn malformed(error: Malformed) -> Error {
     Error::halt("the stream cannot be read").because(error).hint("is this a PostgreSQL server of version 13 or later?")
 }
 
-fn unfit(plan: &Plan, tuple: Tuple<'_>, error: &ValueError) -> Error {
-    unfit_value(plan, &told_by_key(plan, tuple), error)
-}
-
-fn told_by_key(plan: &Plan, tuple: Tuple<'_>) -> String {
-    let key: Vec<String> = plan.key_texts(tuple).into_iter().map(|k| k.unwrap_or_else(|| "?".into())).collect();
-    format!("key ({})", key.join(", "))
-}
-
-/// Until there is a quarantine, a row larger than `max_row` stops the source.
-pub(crate) fn oversize(plan: &Plan, row: &str, bytes: usize) -> Error {
-    let (schema, table) = (&plan.table.schema, &plan.table.name);
-    Error::halt(format!(
-        "a row of {schema}.{table}, {row}, has {bytes} bytes, more than `max_row` of the source allows"
-    ))
-    .hint("raise `max_row` of the source, or leave the large column out with `columns` of the table")
-}
-
-/// A row that cannot be carried stops the source: nothing of it is bent or dropped.
-pub(crate) fn unfit_value(plan: &Plan, row: &str, error: &ValueError) -> Error {
-    let table = &plan.table;
-    let column = table.columns.get(error.column).map_or("?", |column| column.name.as_str());
-    let db_type = table.columns.get(error.column).map_or("?", |column| column.db_type.as_str());
-    let name = format!("{}.{}", table.schema, table.name);
-    Error::halt(format!(
-        "a value of {name}, {row}, column {column:?} of type {db_type} cannot be carried: {}",
-        error.why
-    ))
-    .hint(format!(
-        "carry the column as text: [sources.{}.table.{name:?}] as = {{ {column:?} = \"text\" }}, and start again",
-        table.source
-    ))
+/// Whether an update changes the key; both keys, where they are known.
+fn keys_differ(
+    plan: &Plan,
+    old: OldTuple<'_>,
+    new: Tuple<'_>,
+    old_key: &mut Vec<u8>,
+    new_key: &mut Vec<u8>,
+) -> Result<bool, ValueError> {
+    old_key.clear();
+    new_key.clear();
+    Ok(!plan.table.key.is_empty() && plan.key(old.tuple, old_key)? && plan.key(new, new_key)? && old_key != new_key)
 }

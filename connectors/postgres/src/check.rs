@@ -1,15 +1,17 @@
 //! Looks at a server, says what would fail and what mends it. Changes nothing.
 
 use config::Postgres;
+use connector::Table;
 use serde::Serialize;
 use tokio_postgres::Client;
 
-use crate::catalog::CatalogTable;
+use crate::catalog::{CatalogTable, Types};
 use crate::control;
 use crate::error::control_failed;
 use crate::lsn::Lsn;
 use crate::plan::quote;
 use crate::publication;
+use crate::shape;
 use crate::slot;
 use crate::source::target;
 use crate::tables::{grant, matching};
@@ -64,6 +66,14 @@ pub async fn captured(config: &Postgres) -> connector::Result<Vec<(String, Strin
     let client = control::connect(&target(config)?).await?;
     let tables = matching(&client, config).await?;
     Ok(tables.into_iter().map(|table| (table.schema, table.name)).collect())
+}
+
+/// The shapes that tables would be captured in now.
+pub async fn shapes(config: &Postgres) -> connector::Result<Vec<Table>> {
+    let client = control::connect(&target(config)?).await?;
+    let types = Types::read(&client).await?;
+    let tables = matching(&client, config).await?;
+    tables.iter().map(|table| Ok(shape::of(config, &types, table)?.0)).collect()
 }
 
 /// `durable`: where this source's log stands, if it has one.

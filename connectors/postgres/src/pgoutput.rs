@@ -136,6 +136,16 @@ pub(crate) enum Cell<'a> {
 }
 
 impl<'a> Tuple<'a> {
+    /// Of so many columns, in the form that the stream has.
+    pub(crate) fn over(count: usize, body: &'a [u8]) -> Self {
+        Self { count, body }
+    }
+
+    /// Its size in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.body.len()
+    }
+
     /// Columns in it.
     pub(crate) fn len(&self) -> usize {
         self.count

@@ -174,7 +174,8 @@ impl Plan {
         Ok(true)
     }
 
-    fn cell<'a>(&self, tuple: Tuple<'a>, column: usize) -> Option<Cell<'a>> {
+    /// A column of ours in a tuple.
+    pub(crate) fn cell<'a>(&self, tuple: Tuple<'a>, column: usize) -> Option<Cell<'a>> {
         let place = self.from_stream.iter().position(|place| *place == Some(column))?;
         tuple.cells().nth(place)
     }
@@ -229,6 +230,18 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// The columns of a row of `COPY … (FORMAT binary)`; ends where the row does.
+pub(crate) fn copied_cells(row: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    let mut rest = row.get(2..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let length = i32::from_be_bytes(*length);
+        let (value, tail) = tail.split_at_checked(length.max(0) as usize)?;
+        rest = tail;
+        Some((length >= 0).then_some(value))
+    })
 }
 
 /// As an identifier.

@@ -140,7 +140,7 @@ impl<S: Schemas> Compiler<S> {
 
     /// The plan for a table as the catalog has it.
     pub(crate) fn compile(&self, table: &CatalogTable) -> Result<Compiled> {
-        let (shape, plans) = shape_of(&self.source, &self.config, &self.types, table)?;
+        let (shape, plans) = of(&self.config, &self.types, table)?;
         let resolved = self.schemas.resolve(&shape)?;
         let stream = shape.stream();
         let names = table.columns.iter().map(|column| column.name.as_str());
@@ -155,13 +155,9 @@ impl<S: Schemas> Compiler<S> {
     }
 }
 
-/// A table's shape as the catalog has it now, and how its columns are read.
-pub(crate) fn shape_of(
-    source: &str,
-    config: &Postgres,
-    types: &Types,
-    table: &CatalogTable,
-) -> Result<(Table, Vec<PlanColumn>)> {
+/// A table's shape as the catalog and the configuration have it, and how its
+/// columns are read.
+pub(crate) fn of(config: &Postgres, types: &Types, table: &CatalogTable) -> Result<(Table, Vec<PlanColumn>)> {
     let options = config.options(&table.schema, &table.name);
     let wanted = |name: &str| options.is_none_or(|options| options.columns.matches(name));
     let key = table.key();
@@ -190,7 +186,7 @@ pub(crate) fn shape_of(
     let key: Vec<usize> =
         key.iter().filter_map(|number| columns.iter().position(|column| column.id == i32::from(*number))).collect();
     let shape = Table {
-        source: source.to_owned(),
+        source: config.name.clone(),
         schema: table.schema.clone(),
         name: table.name.clone(),
         kind: TableKind::Table,

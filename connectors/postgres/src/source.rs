@@ -334,7 +334,8 @@ impl<S: Schemas> Source for PostgresSource<S> {
                 state,
                 ends_transaction: true,
             };
-            out.try_send(Ok(Captured { batch: first })).map_err(|_| Error::retry("no room for the first batch"))?;
+            out.try_send(Ok(Captured { batch: first, unfit: 0 }))
+                .map_err(|_| Error::retry("no room for the first batch"))?;
         }
         let closer =
             replication.closer().map_err(|error| Error::retry("could not share the connection").because(error))?;

@@ -17,14 +17,23 @@
 //! another sink: each delivery has its own cursor in the log.
 
 mod backoff;
+mod contract;
 mod delivery;
+mod desk;
+mod gate;
+mod hold;
 mod ingest;
 mod notes;
 mod pipeline;
+mod quarantine;
 mod schemas;
 mod status;
 
+pub use contract::{Contracts, Unfitting};
 pub use delivery::{Delivery, Selection};
+pub use desk::{Desk, Requests};
+pub use gate::{Approval, Approved, Hold, approve_stopped};
 pub use pipeline::{Ended, Pipeline};
-pub use schemas::SchemaBook;
-pub use status::{Health, Problem, SinkStatus, SourceStatus};
+pub use quarantine::{Deed, Discard, Discarded, Done, Filter, HeldRow, Recode, Rules, act_stopped, held_rows};
+pub use schemas::{Judged, Parked, Policy, SchemaBook};
+pub use status::{Health, Problem, Quarantined, SinkStatus, SourceStatus};

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use connector::{Action, Error};
 use serde::Serialize;
 
+use crate::gate::Hold;
+
 /// Whether something moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -35,6 +37,24 @@ pub struct Problem {
     pub tries: u64,
 }
 
+/// What waits in a source's quarantine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Quarantined {
+    /// Rows that wait, for themselves or behind another.
+    pub rows: u64,
+    /// Keys that are fenced; a table that waits as a whole counts as one.
+    /// None: nobody has looked at the rows.
+    pub keys: Option<u64>,
+    /// Their size.
+    pub bytes: u64,
+    /// What there is room for.
+    pub max_bytes: u64,
+    /// Streams that wait as a whole for want of room.
+    pub parked: Vec<String>,
+    /// Rows given up so far.
+    pub discarded: u64,
+}
+
 /// A source's state.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct SourceState {
@@ -46,6 +66,10 @@ pub struct SourceState {
     pub events: u64,
     /// Batches dropped because the log holds them.
     pub batches: u64,
+    /// Rows that wait.
+    pub quarantine: Quarantined,
+    /// Streams that are held back.
+    pub held: Vec<Hold>,
 }
 
 /// A sink's state.

@@ -200,12 +200,12 @@ impl<S: Schemas> Round<'_, S> {
                         Err(RecvTimeoutError::Disconnected) => return Ok(()),
                     };
                     match piece {
-                        Piece::Rows { mut payload, records } => {
+                        Piece::Rows { mut payload, records, unfit } => {
                             patch_first_ordinal(&mut payload, ordinal)
                                 .map_err(|error| Error::halt("a batch of the snapshot is broken").because(error))?;
                             ordinal += u64::from(records);
                             inside = true;
-                            hand(rows_batch(payload.into(), records, self.now))?;
+                            hand(Captured { unfit, ..rows_batch(payload.into(), records, self.now) })?;
                         }
                         Piece::Done { chunk, rows } => {
                             inside = false;
@@ -356,5 +356,5 @@ fn mark_batch(mark: &Mark, state: Vec<StateChange>, time: Micros) -> Captured {
 /// where the stream stood, which may be further.
 fn batch(kind: Kind, payload: Bytes, records: u32, state: Vec<StateChange>, ends: bool, time: Micros) -> Captured {
     let batch = LogBatch { kind, position: None, records, event_time: time, payload, state, ends_transaction: ends };
-    Captured { batch }
+    Captured { batch, unfit: 0 }
 }

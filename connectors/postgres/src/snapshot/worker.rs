@@ -7,14 +7,15 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use connector::{BatchWriter, Error, Op, Result, RowExtras, SchemaNumber};
+use connector::{BatchWriter, Error, Op, RawCell, Result, RowExtras, SchemaNumber};
 use storage::Micros;
 
-use crate::capture::{oversize, unfit_value};
 use crate::connection::{Closer, Connection};
 use crate::error::WireError;
-use crate::plan::{Plan, literal};
+use crate::plan::{Plan, copied_cells, literal};
+use crate::printed::printed;
 use crate::target::Target;
+use crate::unfit::{Cause, Row};
 
 /// A chunk may wait in memory up to this; a greater one is handed on as it comes.
 const HELD: usize = 16 << 20;
@@ -40,7 +41,7 @@ pub(crate) struct Chunk {
 /// What a worker hands on.
 pub(crate) enum Piece {
     /// Rows; of one chunk without another's between.
-    Rows { payload: Vec<u8>, records: u32 },
+    Rows { payload: Vec<u8>, records: u32, unfit: u32 },
     /// The chunk is whole.
     Done { chunk: Chunk, rows: u64 },
     /// Its table was rewritten or altered since the round began.
@@ -146,7 +147,8 @@ fn read(
     }
     connection.copy_out(&chunk.sql).map_err(failed)?;
     let mut writer = BatchWriter::new();
-    let mut held: Vec<(Vec<u8>, u32)> = Vec::new();
+    let mut held: Vec<(Vec<u8>, u32, u32)> = Vec::new();
+    let mut unfit = 0u32;
     let mut held_bytes = 0;
     let mut lane = None;
     let (mut rows, started) = (0u64, Instant::now());
@@ -161,23 +163,29 @@ fn read(
         if data.is_empty() || data == [0xff, 0xff] {
             continue;
         }
-        if data.len() > work.max_row {
-            return Err(Failure::Error(oversize(plan, "read by the snapshot", data.len())));
+        let copied = match data.len() > work.max_row {
+            true => Err(Cause::TooLarge),
+            false => plan.copied(data, writer.open_row(chunk.schema)).map_err(Cause::Value),
+        };
+        match copied {
+            Ok(()) => writer.close_row(Op::Read, RowExtras::default()),
+            Err(cause) => {
+                writer.drop_row();
+                put_as_it_came(chunk, data, &cause, &mut writer);
+                unfit += 1;
+            }
         }
-        let body = writer.open_row(chunk.schema);
-        plan.copied(data, body).map_err(|error| unfit_value(plan, "read by the snapshot", &error))?;
-        writer.close_row(Op::Read, RowExtras::default());
         rows += 1;
         if writer.len() >= BATCH {
             if let Some((payload, records)) = writer.take() {
                 held_bytes += payload.len();
-                held.push((payload.into(), records));
+                held.push((payload.into(), records, std::mem::take(&mut unfit)));
             }
             writer.begin(&work.position, work.time, "", 0);
             if held_bytes > HELD || lane.is_some() {
                 lane.get_or_insert_with(|| work.lane.lock().unwrap_or_else(PoisonError::into_inner));
-                for (payload, records) in held.drain(..) {
-                    if out.send(Piece::Rows { payload, records }).is_err() {
+                for (payload, records, unfit) in held.drain(..) {
+                    if out.send(Piece::Rows { payload, records, unfit }).is_err() {
                         return Ok(None);
                     }
                 }
@@ -193,14 +201,32 @@ fn read(
     }
     connection.query("COMMIT").map_err(failed)?;
     if let Some((payload, records)) = writer.take() {
-        held.push((payload.into(), records));
+        held.push((payload.into(), records, unfit));
     }
     lane.get_or_insert_with(|| work.lane.lock().unwrap_or_else(PoisonError::into_inner));
-    for (payload, records) in held {
-        if out.send(Piece::Rows { payload, records }).is_err() {
+    for (payload, records, unfit) in held {
+        if out.send(Piece::Rows { payload, records, unfit }).is_err() {
             return Ok(None);
         }
     }
     let done = Piece::Done { chunk: chunk.clone(), rows };
     Ok(out.send(done).is_ok().then_some(()))
+}
+
+/// Puts a copied row that cannot be carried, as text, its columns in the table's order.
+#[cold]
+fn put_as_it_came(chunk: &Chunk, data: &[u8], cause: &Cause, writer: &mut BatchWriter) {
+    let plan = &chunk.plan;
+    let texts: Vec<Option<Vec<u8>>> = plan
+        .columns
+        .iter()
+        .zip(copied_cells(data))
+        .map(|(column, value)| match &column.output {
+            Some(_) => value.map(<[u8]>::to_vec),
+            None => value.and_then(|value| printed(&column.codec, value)),
+        })
+        .collect();
+    let cells = texts.iter().map(|text| text.as_deref().map_or(RawCell::Null, RawCell::Text)).collect();
+    let row = Row { op: Op::Read, old: None, new: Some(cells), size: data.len() };
+    row.put(plan, chunk.schema, cause, writer);
 }
