@@ -12,7 +12,7 @@ mod section;
 mod units;
 
 pub use fault::{Fault, Faults};
-pub use file::{Config, Destination, Log, Sink, Source};
+pub use file::{Config, Destination, Log, Sink, Source, Start};
 pub use object_store::ObjectStore;
 pub use pattern::Patterns;
 pub use postgres::{Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};

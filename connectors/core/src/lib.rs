@@ -35,6 +35,6 @@ pub use mark::Mark;
 pub use name::{avro_name, stream_part};
 pub use schema::{key_schema, value_schema};
 pub use shape::{SchemaNumber, Shape, Shapes};
-pub use sink::{Checkpoint, Opened, Promise, Sink, Step};
-pub use source::{Captured, Resolved, Schemas, Source};
+pub use sink::{Checkpoint, Moved, Opened, Parked, Promise, Sink, Step};
+pub use source::{Captured, FOLLOWED, Fresh, Resolved, Schemas, Source};
 pub use table::{Column, Field, Table, TableKind, Type};

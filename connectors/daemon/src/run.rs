@@ -5,17 +5,17 @@ use std::sync::Arc;
 use config::{Config, Source};
 use connector::{Error, Result, Table, TableKind};
 use connector_postgres::PostgresSource;
-use connector_runtime::{Delivery, Ended, Pipeline, SchemaBook, SinkStatus, SourceStatus};
+use connector_runtime::{Delivery, Ended, Orders, Pipeline, SchemaBook, SinkStatus, SourceStatus, Start};
 use serde_json::{Value, json};
-use storage::{EventLog, Log, Options, Retain};
+use storage::{EventLog, Log, Offset, Options, Retain};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, failure, log_error};
 use crate::registry::Registry;
-use crate::status::Live;
-use crate::{control, layout, progress, sinks, snapshot, status};
+use crate::status::{Live, LiveSink};
+use crate::{control, layout, order, progress, sinks, snapshot, status};
 
 pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
     let stop = CancellationToken::new();
@@ -93,9 +93,11 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
         let schemas = Arc::new(SchemaBook::open(log.clone(), registry.registrar.clone(), Handle::current())?);
         let source = PostgresSource::new(name, Arc::new((**source_config).clone()), schemas)?;
         let mut deliveries = Vec::new();
+        let orders = Orders::new(log.clone());
         let mut live = Live {
             name: name.clone(),
-            slot: source_config.slot.clone(),
+            config: Arc::new((**source_config).clone()),
+            orders: orders.clone(),
             log: log.clone(),
             status: SourceStatus::default(),
             watch: source.watch(),
@@ -103,7 +105,11 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
         };
         for (sink_name, sink) in config.sinks.iter().filter(|(_, sink)| sink.from.contains(name)) {
             let status = SinkStatus::default();
-            live.sinks.push((sink_name.clone(), status.clone()));
+            live.sinks.push(LiveSink {
+                name: sink_name.clone(),
+                kind: sink.destination.kind(),
+                status: status.clone(),
+            });
             let (tables, narrowed) = (sink.tables.clone(), sink.narrowed);
             deliveries.push(Delivery {
                 name: sink_name.clone(),
@@ -113,6 +119,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
                     TableKind::Messages => !narrowed,
                 }),
                 age: sink.destination.cut_age(),
+                start: start(sink_name, &sink.start)?,
+                max_backlog: sink.max_backlog,
                 status,
             });
         }
@@ -123,6 +131,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             log: log.clone(),
             deliveries,
             status: live.status.clone(),
+            orders,
             until_caught_up,
         };
         lives.push(live);
@@ -133,7 +142,12 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let serving = CancellationToken::new();
     let server = tokio::spawn({
         let serving = serving.clone();
-        async move { control::serve(&socket, move |asked| answer(&lives, asked), serving).await }
+        let lives = Arc::new(lives);
+        let answer = move |asked: Value| {
+            let lives = lives.clone();
+            async move { answer(&lives, &asked).await }
+        };
+        async move { control::serve(&socket, answer, serving).await }
     });
 
     let mut ended = Ended::default();
@@ -173,10 +187,23 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     Ok(ended)
 }
 
+fn start(sink: &str, start: &config::Start) -> Result<Start> {
+    Ok(match start {
+        config::Start::Log => Start::Log,
+        config::Start::Snapshot => Start::Snapshot,
+        config::Start::Offset(offset) => Start::Offset(Offset(*offset)),
+        config::Start::Time(text) => Start::Time(crate::tail::time(text).ok_or_else(|| {
+            Error::halt(format!("`start` of sink {sink:?} is {text:?}, which is no time"))
+                .hint("write it like \"2026-11-22T10:00:00Z\"")
+        })?),
+    })
+}
+
 /// What commands ask of a running daemon.
-fn answer(lives: &[Live], asked: &Value) -> Value {
+async fn answer(lives: &[Live], asked: &Value) -> Value {
     match asked["command"].as_str() {
-        Some("status") => status::live(lives),
+        Some("status") => status::live(lives).await,
+        Some("order") => order::running(lives, asked).await,
         Some("snapshot") => snapshot::running(lives, asked),
         _ => json!({"error": "this daemon does not know the command"}),
     }

@@ -16,10 +16,12 @@ mod columns;
 mod error;
 mod manifest;
 mod meta;
+mod rewind;
 mod settings;
 mod sink;
 mod staging;
 mod writer;
 
+pub use rewind::Reach;
 pub use settings::Settings;
 pub use sink::{ObjectStoreSink, Uploaded};

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use config::ObjectStore as Config;
-use connector::{Checkpoint, Error, Mark, Opened, Promise, Result, Run, Shape, Sink, Step, fault};
+use connector::{Checkpoint, Error, Mark, Moved, Opened, Promise, Result, Run, Shape, Sink, Step, fault};
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart};
 use storage::{Epoch, LogId, Offset, OffsetRange};
 use tokio::io::AsyncReadExt;
 
 use crate::error::failed;
+use crate::rewind::{self, Reach};
 use crate::manifest::{Announced, FORMAT, File, Manifests, claim};
 use crate::settings::{Settings, store};
 use crate::staging::Staging;
@@ -71,6 +72,13 @@ impl ObjectStoreSink {
         Ok(format!("{} can be written and read", config.url))
     }
 
+    /// What moving the sink back to an offset would come to; `up`: to one above
+    /// if files are in the way.
+    pub async fn reach(config: &Config, sink: &str, to: u64, up: bool) -> Result<Reach> {
+        let files = rewind::held(&*store(config)?, sink, None).await?;
+        Ok(rewind::reach(&files, to, up))
+    }
+
     fn opened(&mut self) -> Result<&mut Open> {
         self.open.as_mut().ok_or_else(|| Error::retry("the sink is not open"))
     }
@@ -83,7 +91,8 @@ impl Sink for ObjectStoreSink {
         self.open = None;
         let store = (self.connect)()?;
         let settings = &self.settings;
-        let manifests = Manifests::take_over(store.clone(), &settings.sink, log, epoch, &self.writer).await?;
+        let mut manifests = Manifests::take_over(store.clone(), &settings.sink, log, epoch, &self.writer).await?;
+        rewind::remove(&*store, &mut manifests).await?;
         let announced = manifests.current.announced.clone();
         // An announced step is done as it was announced, whatever the
         // configuration says by now.
@@ -101,7 +110,7 @@ impl Sink for ObjectStoreSink {
                 streams.into_iter().collect()
             },
         });
-        Ok(Opened { checkpoint, promised })
+        Ok(Opened { checkpoint, promised, parked: Vec::new() })
     }
 
     async fn stage(&mut self, shape: &Arc<Shape>, run: Run<'_>) -> Result<()> {
@@ -189,6 +198,11 @@ impl Sink for ObjectStoreSink {
         }
         self.open = Some(open);
         Ok(Checkpoint { next: range.end })
+    }
+
+    async fn move_to(&mut self, to: Offset) -> Result<Moved> {
+        let mut open = self.open.take().ok_or_else(|| Error::retry("the sink is not open"))?;
+        rewind::move_to(&*open.store, &mut open.manifests, to).await.inspect(|_| self.open = Some(open))
     }
 
     fn is_full(&self) -> bool {

@@ -18,6 +18,7 @@ mod error;
 mod fold;
 mod generation;
 mod history;
+mod lane;
 mod ledger;
 mod merge;
 mod plan;
@@ -32,5 +33,6 @@ mod types;
 mod wire;
 
 pub use check::{Finding, check};
+pub use lane::may_move_back;
 pub use settings::Settings;
 pub use sink::{Merged, PostgresSink};

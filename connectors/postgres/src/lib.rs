@@ -39,6 +39,7 @@ pub use check::{Finding, Severity, captured, check};
 pub use error::{ServerError, WireError};
 pub use lsn::{Lsn, NotAnLsn};
 pub use repair::{Plan, plan, read_again, repair};
+pub use slot::kept_by_slot;
 pub use source::{PostgresSource, TableReading, Watch, target};
 pub use survey::{Survey, SurveyedTable, survey};
 pub use tables::LeftOut;

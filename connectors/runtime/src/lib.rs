@@ -19,12 +19,20 @@
 mod backoff;
 mod delivery;
 mod ingest;
+mod lanes;
 mod notes;
+mod orders;
 mod pipeline;
 mod schemas;
+mod start;
 mod status;
+mod supervise;
 
 pub use delivery::{Delivery, Selection};
+pub use orders::{
+    Detached, Lane, Order, Orders, Replay, checkpoint, detached, lanes, replay, sink_paused, source_paused,
+};
 pub use pipeline::{Ended, Pipeline};
 pub use schemas::SchemaBook;
+pub use start::Start;
 pub use status::{Health, Problem, SinkStatus, SourceStatus};
