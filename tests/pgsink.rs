@@ -14,7 +14,7 @@ use crate::spine::capturing;
 use crate::values::{EXTENSIONS, TYPES, VALUES};
 
 /// A warehouse, written by a role that has the least (docs/postgres-sink.md).
-async fn warehouse(server: Option<Arc<Server>>, version: u32) -> Postgres {
+pub(crate) async fn warehouse(server: Option<Arc<Server>>, version: u32) -> Postgres {
     let warehouse = match server {
         Some(server) => Postgres::on(server).await,
         None => Postgres::new(version).await,
@@ -65,7 +65,7 @@ async fn columns(client: &Client, table: &str) -> Vec<String> {
 }
 
 /// Every row of the source's table is in the warehouse's, column by column, and no other.
-async fn same(source: &Client, warehouse: &Client, table: &str) -> usize {
+pub(crate) async fn same(source: &Client, warehouse: &Client, table: &str) -> usize {
     same_as(source, table, warehouse, table).await
 }
 
@@ -85,7 +85,7 @@ async fn same_as(source: &Client, table: &str, warehouse: &Client, other: &str) 
 }
 
 /// One number.
-async fn number(client: &Client, sql: &str) -> i64 {
+pub(crate) async fn number(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 

@@ -144,7 +144,7 @@ impl<K: Sink> Delivery<K> {
     }
 
     /// Of tables that were read for this sink alone, these are whole now.
-    fn read_whole(&self, notes: &Notes, log: &Log, ended: &[String]) {
+    pub(crate) fn read_whole(&self, notes: &Notes, log: &Log, ended: &[String]) {
         if ended.is_empty() {
             return;
         }
@@ -301,7 +301,7 @@ pub(crate) struct Gathered {
     pub(crate) between: bool,
     pub(crate) events: u64,
     /// Readings that end in it, by stream.
-    ended: Vec<String>,
+    pub(crate) ended: Vec<String>,
     /// Until when nothing is waited for longer.
     patience: Option<Instant>,
     first_staged: Option<Instant>,

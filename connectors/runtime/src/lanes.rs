@@ -108,6 +108,7 @@ impl<K: Sink> Delivery<K> {
             self.take(frame.map_err(unreadable)?, &mut shapes, &mut step).await?;
         }
         let checkpoint = self.commit_lane(stream, &step).await?;
+        self.read_whole(&at.notes, &at.log, &step.ended);
         lane.next = checkpoint.next.0;
         let joined = checkpoint.next >= others.next;
         if joined {

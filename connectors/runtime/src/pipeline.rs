@@ -78,6 +78,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
             notes.put_all(removed);
         }
         let goal = watch::Sender::new(None);
+        let new_log = log.high_water() == log.start();
         let (halts, mut halted_sinks) = mpsc::unbounded_channel();
         let ingest = Ingest {
             name: name.clone(),
@@ -101,6 +102,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
                 notes: notes.clone(),
                 goal: goal.clone(),
                 until_caught_up,
+                new_log,
                 kicked: orders.listen(&name),
                 halts: halts.clone(),
                 cancel: stop.clone(),

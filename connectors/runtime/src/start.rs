@@ -164,7 +164,8 @@ impl<K: Sink> Delivery<K> {
                      if it is to hold only what came since"
                 )));
             }
-            Start::Snapshot if end == start => return Ok(Checkpoint { next: start }),
+            // All that there is is about to be read for everyone.
+            Start::Snapshot if at.new_log => start,
             Start::Snapshot => end,
             Start::Offset(offset) if offset < start || offset > end => {
                 return Err(Error::halt(format!(
@@ -176,11 +177,12 @@ impl<K: Sink> Delivery<K> {
             Start::Time(time) => searched(log, move |log| log.offset_at(time)).await?,
         };
         let mut changes = vec![orders::start_note(&name, Some(next)), orders::checkpoint_note(&name, next)];
-        if self.start == Start::Snapshot {
+        let reads = self.start == Start::Snapshot && !at.new_log;
+        if reads {
             changes.push(self.fresh(log)?.change());
         }
         settle(log, notes, changes).await?;
-        if self.start == Start::Snapshot {
+        if reads {
             self.ask_anew(at);
         }
         tracing::info!(sink = name, offset = next.0, start = ?self.start, "a new sink begins");

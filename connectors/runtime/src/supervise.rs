@@ -20,6 +20,8 @@ pub(crate) struct Place {
     /// The end of what is wanted, once it is known. None for ever: all that comes.
     pub(crate) goal: watch::Sender<Option<Offset>>,
     pub(crate) until_caught_up: bool,
+    /// It held nothing when the pipeline began.
+    pub(crate) new_log: bool,
     /// Changes when there is something ordered.
     pub(crate) kicked: watch::Receiver<u64>,
     /// Told when it halts, and when it no longer does.
