@@ -18,11 +18,7 @@ pub(crate) async fn own_server() -> Arc<Server> {
 }
 
 pub(crate) fn source(source: &Postgres) -> String {
-    format!(
-        "[sources.shop]\ntype = \"postgres\"\nurl = \"{}\"\nslot = \"hw_{}\"\n",
-        source.url(),
-        source.database
-    )
+    format!("[sources.shop]\ntype = \"postgres\"\nurl = \"{}\"\nslot = \"hw_{}\"\n", source.url(), source.database)
 }
 
 pub(crate) fn lake(name: &str, folder: &Path, more: &str) -> String {
@@ -43,7 +39,7 @@ pub(crate) fn hall(name: &str, warehouse: &Postgres, more: &str) -> String {
 pub(crate) fn sink(daemon: &Daemon, name: &str) -> Value {
     let status = daemon.status();
     let found = status["sinks"].as_array().unwrap().iter().find(|sink| sink["name"] == name);
-    found.unwrap_or_else(|| panic!("no sink {name} in {status}")).clone()
+    found.cloned().unwrap_or_default()
 }
 
 pub(crate) async fn sink_is(daemon: &Daemon, name: &str, health: &str) -> Value {
@@ -81,8 +77,7 @@ async fn tables(postgres: &Postgres) {
 }
 
 async fn insert(postgres: &Postgres, table: &str, ids: std::ops::Range<i32>) {
-    let sql =
-        format!("INSERT INTO {table} SELECT i, 'a' || i FROM generate_series({}, {}) i", ids.start, ids.end - 1);
+    let sql = format!("INSERT INTO {table} SELECT i, 'a' || i FROM generate_series({}, {}) i", ids.start, ids.end - 1);
     postgres.client().await.batch_execute(&sql).await.unwrap();
 }
 
@@ -241,14 +236,15 @@ async fn a_sink_too_far_behind_is_detached_and_comes_back_with_a_reading_of_its_
         source(&postgres),
         "[log]\nsegment_bytes = \"64KiB\"\nretain = { bytes = \"128KiB\" }\n".into(),
         lake("a", &a, ""),
-        hall("m", &mirror, "max_backlog = \"512KiB\""),
+        hall("m", &mirror, "max_backlog = \"128KiB\""),
     ]
     .concat();
     let mut daemon = Daemon::new(&folder, &config);
     daemon.start(&["run"], None);
     events(&a, "shop.public.t", 1).await;
     let client = postgres.client().await;
-    until(PATIENCE, "the mirror begins", || std::future::ready(sink(&daemon, "m")["checkpoint"].as_u64() > Some(0))).await;
+    until(PATIENCE, "the mirror begins", || std::future::ready(sink(&daemon, "m")["checkpoint"].as_u64() > Some(0)))
+        .await;
     mirror.server.down("immediate");
     let mut rows = 1;
     for _ in 0..30 {
@@ -305,22 +301,35 @@ async fn parked(name: &str, refuse: &str, mend: &str, kills: &[&str]) {
     here.batch_execute(refuse).await.unwrap();
     let run = |daemon: &mut Daemon, fault: Option<&str>| daemon.start(&["run"], fault);
     run(&mut daemon, kills.first().copied());
-    client.batch_execute("BEGIN; INSERT INTO t VALUES (1, 'bad'); INSERT INTO u VALUES (1, 'good'); COMMIT").await.unwrap();
+    client
+        .batch_execute("BEGIN; INSERT INTO t VALUES (1, 'bad'); INSERT INTO u VALUES (1, 'good'); COMMIT")
+        .await
+        .unwrap();
     if let Some(kill) = kills.first() {
         let ended = daemon.wait(Duration::from_secs(60));
-        assert!(ended.stderr.contains(&format!("fault point hit: {}", kill.split(':').next().unwrap())), "{}", ended.stderr);
+        assert!(
+            ended.stderr.contains(&format!("fault point hit: {}", kill.split(':').next().unwrap())),
+            "{}",
+            ended.stderr
+        );
         run(&mut daemon, None);
     }
     until(PATIENCE, "the other table goes on", || async { number(&here, "SELECT count(*) FROM u").await == 1 }).await;
     for i in 2..200 {
-        client.batch_execute(&format!("INSERT INTO t VALUES ({i}, 'more'); INSERT INTO u VALUES ({i}, 'more')")).await.unwrap();
+        client
+            .batch_execute(&format!("INSERT INTO t VALUES ({i}, 'more'); INSERT INTO u VALUES ({i}, 'more')"))
+            .await
+            .unwrap();
     }
     client.batch_execute("UPDATE t SET a = 'changed' WHERE id % 2 = 0; DELETE FROM t WHERE id % 5 = 0").await.unwrap();
     until(PATIENCE, "the other table goes on", || async { number(&here, "SELECT count(*) FROM u").await == 199 }).await;
     let state = sink_is(&daemon, "m", "running").await;
     assert_eq!(state["tables_behind"][0]["stream"], "shop.public.t", "{state}");
     let row = here
-        .query_one("SELECT stream, behind_why, behind_since IS NOT NULL FROM _highwater.tables WHERE behind_why IS NOT NULL", &[])
+        .query_one(
+            "SELECT stream, behind_why, behind_since IS NOT NULL FROM _highwater.tables WHERE behind_why IS NOT NULL",
+            &[],
+        )
         .await
         .unwrap();
     assert_eq!((row.get::<_, String>(0).as_str(), row.get(2)), ("shop.public.t", true));
@@ -330,7 +339,8 @@ async fn parked(name: &str, refuse: &str, mend: &str, kills: &[&str]) {
     assert!(out.contains("highwater resume m --table 'public.t'"), "{out}");
     // Too early: it waits on.
     ordered(&daemon, &["resume", "m", "--table", "public.t"]);
-    until(PATIENCE, "it has tried", || std::future::ready(sink(&daemon, "m")["tables_behind"][0]["resuming"] == false)).await;
+    until(PATIENCE, "it has tried", || std::future::ready(sink(&daemon, "m")["tables_behind"][0]["resuming"] == false))
+        .await;
     here.batch_execute(mend).await.unwrap();
     for kill in kills.iter().skip(1) {
         daemon.kill();
@@ -341,13 +351,17 @@ async fn parked(name: &str, refuse: &str, mend: &str, kills: &[&str]) {
         assert!(ended.stderr.contains("fault point hit"), "{kill}: {}", ended.stderr);
         run(&mut daemon, None);
     }
-    let waits = |daemon: &Daemon| sink(daemon, "m")["tables_behind"].as_array().is_some_and(|tables| !tables.is_empty());
+    let waits =
+        |daemon: &Daemon| sink(daemon, "m")["tables_behind"].as_array().is_some_and(|tables| !tables.is_empty());
     until(PATIENCE, "it answers", || std::future::ready(daemon.status()["running"] == true)).await;
     if waits(&daemon) {
         daemon.run(&["resume", "m", "--table", "public.t"]);
     }
     until(PATIENCE, "the table joins the others", || std::future::ready(!waits(&daemon))).await;
-    client.batch_execute("BEGIN; INSERT INTO t VALUES (1000, 'last'); INSERT INTO u VALUES (1000, 'last'); COMMIT").await.unwrap();
+    client
+        .batch_execute("BEGIN; INSERT INTO t VALUES (1000, 'last'); INSERT INTO u VALUES (1000, 'last'); COMMIT")
+        .await
+        .unwrap();
     until(PATIENCE, "both go on", || async { number(&here, "SELECT count(*) FROM u").await == 200 }).await;
     same(&client, &here, "t").await;
     same(&client, &here, "u").await;

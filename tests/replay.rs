@@ -77,11 +77,9 @@ async fn a_new_sink_is_filled_from_the_log_while_the_source_is_away() {
     .concat();
     let mut daemon = Daemon::new(&folder, &config);
     // Killed in the middle of it, too.
-    for fault in ["announced:3", "pre-commit:2"] {
-        daemon.start(&["run"], Some(fault));
-        let ended = daemon.wait(Duration::from_secs(30));
-        assert!(ended.stderr.contains("fault point hit"), "{}", ended.stderr);
-    }
+    daemon.start(&["run"], Some("pre-commit"));
+    let ended = daemon.wait(Duration::from_secs(30));
+    assert!(ended.stderr.contains("fault point hit"), "{}", ended.stderr);
     daemon.start(&["run"], None);
     events(&late, "shop.public.t", count).await;
     events(&late, "shop.public.u", 40).await;
@@ -120,6 +118,7 @@ async fn a_new_sink_of_a_log_that_lost_its_beginning_is_told_and_reads_for_itsel
     ]
     .concat();
     let mut daemon = Daemon::new(&folder, &old);
+    daemon.catch_up();
     daemon.start(&["run"], None);
     count += write(&postgres).await;
     events(&a, "shop.public.t", count).await;
@@ -170,7 +169,12 @@ async fn a_lake_and_a_history_go_back_and_come_again_and_no_event_is_there_twice
     let mut daemon = Daemon::new(&folder, &config);
     daemon.catch_up();
     count += write(&postgres).await;
-    postgres.client().await.batch_execute("ALTER TABLE t ADD COLUMN b int; UPDATE t SET b = 1 WHERE id = 1").await.unwrap();
+    postgres
+        .client()
+        .await
+        .batch_execute("ALTER TABLE t ADD COLUMN b int; UPDATE t SET b = 1 WHERE id = 1")
+        .await
+        .unwrap();
     count += 1;
     daemon.catch_up();
     daemon.start(&["run"], None);

@@ -15,7 +15,7 @@ use crate::pattern::Patterns;
 use crate::postgres::Postgres;
 use crate::postgres_sink::PostgresSink;
 use crate::registry::Registry;
-use crate::section::{Faulty, Section};
+use crate::section::{Faulty, Section, whole};
 
 /// A configuration without faults.
 #[derive(Clone, Debug)]
@@ -234,7 +234,8 @@ fn two_on_one_slot(sources: &BTreeMap<String, Source>, faulty: &mut Faulty) {
 
 fn start(section: &mut Section<'_>) -> Start {
     const FORM: &str = "one of \"log\", \"snapshot\", an offset like 1337, a time like \"2026-11-22T10:00:00Z\"";
-    let is_time = |text: &str| text.ends_with('Z') && text.contains(['T', ' ']) && text.starts_with(|c: char| c.is_ascii_digit());
+    let is_time =
+        |text: &str| text.ends_with('Z') && text.contains(['T', ' ']) && text.starts_with(|c: char| c.is_ascii_digit());
     match section.take("start") {
         None => Start::Log,
         Some(Value::String(_, text)) => match text.as_str() {
@@ -247,7 +248,7 @@ fn start(section: &mut Section<'_>) -> Start {
                 Start::Log
             }
         },
-        Some(value) => match value.to_u128().and_then(|offset| u64::try_from(offset).ok()) {
+        Some(value) => match whole(&value) {
             Some(offset) => Start::Offset(offset),
             None => {
                 section.fault("start", "is no place in the log", Some(FORM));

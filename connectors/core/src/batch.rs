@@ -187,14 +187,7 @@ impl BatchWriter {
 
     /// As `begin`, of rows that are meant for some sinks alone: their names,
     /// with commas between; empty: all.
-    pub fn begin_for(
-        &mut self,
-        audience: &str,
-        position: &[u8],
-        commit_time: Micros,
-        tx: &str,
-        first_ordinal: u64,
-    ) {
+    pub fn begin_for(&mut self, audience: &str, position: &[u8], commit_time: Micros, tx: &str, first_ordinal: u64) {
         self.end();
         if self.out.is_empty() {
             self.out.push(VERSION);

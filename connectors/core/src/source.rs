@@ -2,8 +2,8 @@
 
 use std::future::Future;
 
-use std::sync::Arc;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use storage::{Durable, LogBatch, Position, State, StateChange};
 
 use crate::error::Result;

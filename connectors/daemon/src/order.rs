@@ -57,7 +57,9 @@ pub(crate) async fn pause(config: &Config, name: &str, as_json: bool) -> Exit {
             if !as_json {
                 out::line(match config.sinks[sink].max_backlog {
                     0 => format!("the log is kept for it, however long, until `highwater resume {name}`"),
-                    bytes => format!("the log is kept for it up to its `max_backlog` of {bytes} bytes; beyond, it is detached"),
+                    bytes => format!(
+                        "the log is kept for it up to its `max_backlog` of {bytes} bytes; beyond, it is detached"
+                    ),
                 });
             }
         }

@@ -119,7 +119,10 @@ async fn plan(config: &Config, sink: &str, source: &str, place: Option<Place>) -
         sinks::move_back(&config.sinks[sink], sink, source, asked, standing.start, place == Place::Beginning).await?;
     let to = files.transaction_at(to).map_err(failed)?;
     if standing.start.0 > 0 && place == Place::Beginning {
-        steps.insert(0, format!("the log is kept only from offset {} on: what came before stays as it is", standing.start));
+        steps.insert(
+            0,
+            format!("the log is kept only from offset {} on: what came before stays as it is", standing.start),
+        );
     }
     let events = standing.end.0.saturating_sub(to.0);
     steps.push(format!("offsets {to} to {} are delivered again, {events} at most, and then what comes", standing.end));

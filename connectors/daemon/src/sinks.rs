@@ -88,9 +88,10 @@ pub(crate) async fn move_back(
 /// What a reading of its own means for a sink.
 pub(crate) fn read_again(config: &Config, source: &str) -> Vec<String> {
     let (comes, ends) = match &config.destination {
-        Destination::Postgres(warehouse) if warehouse.mode == config::WarehouseMode::Mirror => {
-            ("rows are put as they are read", "rows that are gone at the source go with the end of each table's reading")
-        }
+        Destination::Postgres(warehouse) if warehouse.mode == config::WarehouseMode::Mirror => (
+            "rows are put as they are read",
+            "rows that are gone at the source go with the end of each table's reading",
+        ),
         _ => ("rows come as `read`, between a snapshot_begin and a snapshot_end", "what was there stays"),
     };
     vec![

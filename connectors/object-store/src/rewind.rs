@@ -35,7 +35,8 @@ pub struct Reach {
 pub(crate) async fn held(store: &dyn ObjectStore, sink: &str, log: Option<LogId>) -> Result<Vec<Held>> {
     let mut files = Vec::new();
     for stream in streams_of(store, sink, log).await? {
-        let folder = Path::parse(&stream).map_err(|error| Error::halt(format!("{stream:?} is no path")).because(error))?;
+        let folder =
+            Path::parse(&stream).map_err(|error| Error::halt(format!("{stream:?} is no path")).because(error))?;
         let listed: Result<Vec<_>, _> = store.list(Some(&folder)).try_collect().await;
         let listed = listed.map_err(|error| failed(error, format!("could not list {folder}")))?;
         files.extend(listed.into_iter().filter_map(|meta| {

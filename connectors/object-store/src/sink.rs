@@ -13,8 +13,8 @@ use storage::{Epoch, LogId, Offset, OffsetRange};
 use tokio::io::AsyncReadExt;
 
 use crate::error::failed;
-use crate::rewind::{self, Reach};
 use crate::manifest::{Announced, FORMAT, File, Manifests, claim};
+use crate::rewind::{self, Reach};
 use crate::settings::{Settings, store};
 use crate::staging::Staging;
 

@@ -58,7 +58,8 @@ impl Ledger {
         let told = told.map_err(|error| failed(error, attempt()))?;
         if let (0, Some((schema, name))) = (told, place) {
             // It could not even be made.
-            let sql = "INSERT INTO _highwater.tables (schema_name, table_name, sink, source, stream, mode, shape, columns,
+            let sql =
+                "INSERT INTO _highwater.tables (schema_name, table_name, sink, source, stream, mode, shape, columns,
                               key_columns, generation, behind_since, behind_why)
                        VALUES ($1, $2, $3, $4, $5, $6, -1, '[]', '{}', 0, now(), $7) ON CONFLICT DO NOTHING";
             let new = client.execute(sql, &[&schema, &name, &self.sink, &self.source, &stream, &mode, &why]).await;

@@ -98,6 +98,9 @@ impl<K: Sink> Delivery<K> {
                 };
                 if joined {
                     shapes = ShapeCache::new(log.clone(), lanes.others(&self.selection));
+                    // What was passed over since, as nothing of the others', may be its.
+                    frames.set(log.read(checkpoint.next));
+                    step = Gathered::new(checkpoint);
                 }
             }
             step.patience = lanes.resuming().map(|_| Instant::now() + TURN);
@@ -148,7 +151,9 @@ impl<K: Sink> Delivery<K> {
         if ended.is_empty() {
             return;
         }
-        let Some(mut fresh) = Fresh::all(&log.state()).into_iter().find(|fresh| fresh.sink == self.name) else { return };
+        let Some(mut fresh) = Fresh::all(&log.state()).into_iter().find(|fresh| fresh.sink == self.name) else {
+            return;
+        };
         fresh.streams.retain(|stream| !ended.contains(stream));
         let note = if fresh.streams.is_empty() { orders::fresh_done(&self.name) } else { fresh.change() };
         notes.put_all(vec![note]);
@@ -202,7 +207,8 @@ impl<K: Sink> Delivery<K> {
         loop {
             let between = step.between;
             if between {
-                if cancel.is_cancelled() || goal.borrow().is_some_and(|goal| step.end >= goal) {
+                let all_there = goal.borrow().is_some_and(|goal| step.end >= goal) && step.patience.is_none();
+                if cancel.is_cancelled() || all_there {
                     return Ok(Cut::Stop);
                 }
                 if step.events == 0 && step.patience.is_some_and(|until| Instant::now() >= until) {

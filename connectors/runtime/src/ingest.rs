@@ -93,7 +93,10 @@ impl<S: Source> Ingest<S> {
                     .hint(format!("`highwater resume {}` lets it go on", self.name)));
             }
             self.status.stands(Health::Paused, None);
-            tracing::warn!(source = self.name, "paused: its slot keeps what is not read; `highwater resume` lets it go on");
+            tracing::warn!(
+                source = self.name,
+                "paused: its slot keeps what is not read; `highwater resume` lets it go on"
+            );
             loop {
                 tokio::select! {
                     () = self.cancel.cancelled() => return Ok(false),

@@ -93,10 +93,8 @@ impl<K: Sink> Delivery<K> {
             .of_stream(stream));
         }
         let (selection, only) = (self.selection.clone(), stream.to_owned());
-        let mut shapes = ShapeCache::new(
-            at.log.clone(),
-            Arc::new(move |table: &Table| selection(table) && table.stream() == only),
-        );
+        let mut shapes =
+            ShapeCache::new(at.log.clone(), Arc::new(move |table: &Table| selection(table) && table.stream() == only));
         let mut step = Gathered::new(from);
         let mut frames = pin!(at.log.read(from.next));
         while step.end < others.next {

@@ -74,7 +74,9 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
         let known = |name: &str| deliveries.iter().any(|delivery| delivery.name == name);
         let removed = forgotten(&log.state(), known);
         if !removed.is_empty() {
-            tracing::warn!("of sinks that are no longer configured nothing is remembered, and the log is not kept for them");
+            tracing::warn!(
+                "of sinks that are no longer configured nothing is remembered, and the log is not kept for them"
+            );
             notes.put_all(removed);
         }
         let goal = watch::Sender::new(None);
@@ -95,8 +97,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
         parts.spawn(async move { Part::Ingest(ingest.run().await) });
         let mut left = deliveries.len();
         for delivery in deliveries {
-            let (name, status, max_backlog) =
-                (delivery.name.clone(), delivery.status.clone(), delivery.max_backlog);
+            let (name, status, max_backlog) = (delivery.name.clone(), delivery.status.clone(), delivery.max_backlog);
             let place = Place {
                 log: log.clone(),
                 notes: notes.clone(),

@@ -121,7 +121,9 @@ impl<K: Sink> Delivery<K> {
         let (start, end) = (log.start(), log.high_water());
         let gone = |to: Offset| {
             Error::halt(format!("sink {name:?} is to go back to offset {to}, but the log is kept only from {start} on"))
-                .hint(format!("`highwater replay {name} --from beginning`, or `--from snapshot`, which reads its tables again"))
+                .hint(format!(
+                    "`highwater replay {name} --from beginning`, or `--from snapshot`, which reads its tables again"
+                ))
         };
         let mut to = to.min(end);
         loop {
@@ -197,7 +199,8 @@ impl<K: Sink> Delivery<K> {
             let newest = shapes.iter().filter(|shape| shape.table.stream() == stream).max_by_key(|shape| shape.number);
             newest.is_some_and(|shape| (self.selection)(&shape.table))
         };
-        let followed = state.prefix(FOLLOWED.as_bytes()).map(|(key, _)| String::from_utf8_lossy(&key[FOLLOWED.len()..]));
+        let followed =
+            state.prefix(FOLLOWED.as_bytes()).map(|(key, _)| String::from_utf8_lossy(&key[FOLLOWED.len()..]));
         let streams = followed.filter(|stream| wanted(stream)).map(|stream| stream.into_owned()).collect();
         Ok(Fresh { sink: self.name.clone(), serial: now_micros(), streams })
     }
@@ -235,10 +238,7 @@ impl<K: Sink> Delivery<K> {
 }
 
 /// Searching is disk work.
-async fn searched(
-    log: &Log,
-    search: impl FnOnce(&Log) -> storage::Result<Offset> + Send + 'static,
-) -> Result<Offset> {
+async fn searched(log: &Log, search: impl FnOnce(&Log) -> storage::Result<Offset> + Send + 'static) -> Result<Offset> {
     let log = log.clone();
     let found = tokio::task::spawn_blocking(move || search(&log)).await;
     found.map_err(|error| Error::retry("the log's reader has ended").because(error))?.map_err(unreadable)

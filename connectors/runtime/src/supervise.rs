@@ -57,7 +57,10 @@ impl<K: Sink> Delivery<K> {
                 (Some(detached), _) if orders::replay(&state, &self.name).is_none() => Some(self.detached(&detached)),
                 (_, Some(_)) => {
                     self.status.stands(Health::Paused, None);
-                    tracing::warn!(sink = self.name, "paused: the log is kept for it; `highwater resume` lets it go on");
+                    tracing::warn!(
+                        sink = self.name,
+                        "paused: the log is kept for it; `highwater resume` lets it go on"
+                    );
                     None
                 }
                 _ => {
