@@ -257,7 +257,10 @@ impl<S: Schemas> Stream<S> {
                 }
                 let fresh = self.shared.fresh();
                 if !fresh.is_empty() {
-                    let reads = fresh.iter().fold(false, |reads, fresh| self.capture.read_for(fresh) || reads);
+                    let mut reads = false;
+                    for fresh in &fresh {
+                        reads |= self.capture.read_for(fresh);
+                    }
                     self.shared.heard(fresh.len(), reads);
                 }
                 let due = asked || idle_since.elapsed() >= IDLE.min(self.heartbeat);
