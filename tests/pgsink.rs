@@ -86,7 +86,7 @@ async fn same_as(source: &Client, table: &str, warehouse: &Client, other: &str) 
 }
 
 /// One number.
-async fn number(client: &Client, sql: &str) -> i64 {
+pub(crate) async fn number(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 

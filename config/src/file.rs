@@ -15,7 +15,7 @@ use crate::pattern::Patterns;
 use crate::postgres::Postgres;
 use crate::postgres_sink::PostgresSink;
 use crate::registry::Registry;
-use crate::section::{Faulty, Section};
+use crate::section::{Faulty, Section, whole};
 
 /// A configuration without faults.
 #[derive(Clone, Debug)]
@@ -52,8 +52,25 @@ pub struct Sink {
     pub tables: Patterns,
     /// Whether `tables` was given.
     pub narrowed: bool,
+    /// Where a new sink begins.
+    pub start: Start,
+    /// A sink further behind is detached; 0: never.
+    pub max_backlog: u64,
     /// The destination.
     pub destination: Destination,
+}
+
+/// Where a new sink begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the log's beginning, which must still be there.
+    Log,
+    /// At the log's end, with a reading of its own.
+    Snapshot,
+    /// At an offset, whatever came before.
+    Offset(u64),
+    /// At a time, like `2026-11-22T10:00:00Z`, whatever came before.
+    Time(String),
 }
 
 /// Where a sink's changes go.
@@ -66,6 +83,14 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// As `type` has it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::ObjectStore(_) => "object-store",
+            Self::Postgres(_) => "postgres",
+        }
+    }
+
     /// A step ends when its first event has waited so long.
     pub fn cut_age(&self) -> Duration {
         match self {
@@ -200,12 +225,8 @@ impl Config {
                 let meant = meant.map(|meant| format!("did you mean {meant:?}?"));
                 section.fault("from", format!("there is no source {source:?}"), meant.as_deref());
             }
-            if section.choice("start", &["log", "snapshot"]) == "snapshot" {
-                section.fault("start", "\"snapshot\" is not in this version", Some("\"log\""));
-            }
-            if section.bytes("max_backlog").unwrap_or(0) != 0 {
-                section.fault("max_backlog", "is not in this version", Some("\"0\": a sink may be behind for ever"));
-            }
+            let start = start(&mut section);
+            let max_backlog = section.bytes("max_backlog").unwrap_or(0);
             let given = section.list("tables");
             let narrowed = given.is_some();
             let tables = Patterns::new(given.unwrap_or_else(|| vec!["*".into()])).unwrap_or_else(|(pattern, why)| {
@@ -216,7 +237,7 @@ impl Config {
                 "postgres" => Destination::Postgres(Box::new(PostgresSink::read(section))),
                 _ => Destination::ObjectStore(Box::new(ObjectStore::read(section))),
             };
-            sinks.insert(name, Sink { from, tables, narrowed, destination });
+            sinks.insert(name, Sink { from, tables, narrowed, start, max_backlog, destination });
         }
         let is_registry = matches!(registry, Some(Registry::Served(_)));
         if sources.is_empty() && !is_registry && root.faulty.faults.is_empty() {
@@ -236,6 +257,32 @@ fn two_on_one_slot(sources: &BTreeMap<String, Source>, faulty: &mut Faulty) {
             let what = format!("slot {:?} is that of source {first:?} too, on the same server", source.slot);
             faulty.add(&format!("sources.{name}.slot"), what, Some("give each source a slot of its own".into()));
         }
+    }
+}
+
+fn start(section: &mut Section<'_>) -> Start {
+    const FORM: &str = "one of \"log\", \"snapshot\", an offset like 1337, a time like \"2026-11-22T10:00:00Z\"";
+    let is_time =
+        |text: &str| text.ends_with('Z') && text.contains(['T', ' ']) && text.starts_with(|c: char| c.is_ascii_digit());
+    match section.take("start") {
+        None => Start::Log,
+        Some(Value::String(_, text)) => match text.as_str() {
+            "log" => Start::Log,
+            "snapshot" => Start::Snapshot,
+            text if text.parse::<u64>().is_ok() => Start::Offset(text.parse().unwrap_or(0)),
+            text if is_time(text) => Start::Time(text.into()),
+            text => {
+                section.fault("start", format!("{text:?} is not known"), Some(FORM));
+                Start::Log
+            }
+        },
+        Some(value) => match whole(&value) {
+            Some(offset) => Start::Offset(offset),
+            None => {
+                section.fault("start", "is no place in the log", Some(FORM));
+                Start::Log
+            }
+        },
     }
 }
 

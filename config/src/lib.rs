@@ -14,7 +14,7 @@ mod units;
 
 pub use contract::{Contract, Must, Rule};
 pub use fault::{Fault, Faults};
-pub use file::{Config, Destination, Log, OnFull, Quarantine, Sink, Source};
+pub use file::{Config, Destination, Log, OnFull, Quarantine, Sink, Source, Start};
 pub use object_store::{Compression, FileFormat, ObjectStore, PartitionBy};
 pub use pattern::Patterns;
 pub use postgres::{OnIncompatible, Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};

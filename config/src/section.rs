@@ -277,7 +277,7 @@ impl<'a> Section<'a> {
 }
 
 /// TOML's integers have a sign, which plain `to_u128` does not take.
-fn whole(value: &Value) -> Option<u64> {
+pub(crate) fn whole(value: &Value) -> Option<u64> {
     let Value::Num(_, number) = value else { return None };
     match (number.to_u128(), number.to_i128()) {
         (Some(number), _) => u64::try_from(number).ok(),

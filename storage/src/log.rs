@@ -350,6 +350,27 @@ impl<F: Files> Log<F> {
         Ok(files.first_at(time)?.map_or(end, |found| found.min(end)))
     }
 
+    /// The first offset of the transaction that an offset lies in.
+    pub fn transaction_at(&self, offset: Offset) -> Result<Offset> {
+        let files = crate::outside::LogFiles::open_on(self.shared.files.clone(), &self.shared.folder)?;
+        files.transaction_at(offset)
+    }
+
+    /// Bytes of the log from an offset on, to the MiB; in the newest segment
+    /// as if its events were all of a size.
+    pub fn bytes_from(&self, offset: Offset) -> Result<u64> {
+        let shown = self.shared.shown();
+        let mut bytes = 0;
+        for pair in self.shared.bases().windows(2).filter(|pair| pair[1] > offset.0) {
+            let Some(sealed) = self.shared.sealed(pair[0])? else { continue };
+            let from = if offset.0 > pair[0] { sealed.index.before_offset(offset.0) } else { 0 };
+            bytes += sealed.length - from.min(sealed.length);
+        }
+        let (begin, end) = (shown.segment.max(offset.0), shown.offset);
+        let share = end.saturating_sub(begin) as f64 / end.saturating_sub(shown.segment).max(1) as f64;
+        Ok(bytes + (shown.length as f64 * share) as u64)
+    }
+
     /// Resolves with the error that ended the log, if one does.
     pub async fn failed(&self) -> Error {
         let mut failure = self.shared.failure.subscribe();

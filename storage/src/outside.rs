@@ -137,6 +137,33 @@ impl<F: Files> LogFiles<F> {
         }
     }
 
+    /// The first offset of the transaction that an offset lies in; the offset
+    /// itself where none does.
+    pub fn transaction_at(&self, offset: Offset) -> Result<Offset> {
+        let bases = self.bases()?;
+        let Some(base) = holds(&bases, offset.0) else {
+            let (start, end) = self.standing()?.map_or((0, 0), |standing| (standing.start.0, standing.end.0));
+            return Err(Error::OutOfRange { offset: offset.0, start, end });
+        };
+        let mut scanner = self.scanner(base)?;
+        let mut begin = None;
+        loop {
+            let header = match scanner.header(scanner.at)? {
+                Ok(header) => header,
+                // Whoever reads there is told what is wrong, if anything is.
+                Err(_) => return Ok(offset),
+            };
+            scanner.at += header.frame_length();
+            let first = *begin.get_or_insert(header.base);
+            if header.end() > offset.0 {
+                return Ok(Offset(first.min(offset.0)));
+            }
+            if header.ends_transaction {
+                begin = None;
+            }
+        }
+    }
+
     pub(crate) fn first_at(&self, time: Micros) -> Result<Option<Offset>> {
         let bases = self.bases()?;
         for (i, &base) in bases.iter().enumerate() {

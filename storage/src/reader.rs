@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::{Stream, stream};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::batch::Frame;
 use crate::error::{Error, Result};
@@ -31,7 +32,71 @@ pub(crate) struct Reader<F: Files> {
     /// The segment being read; None: to be found.
     open: Option<Open<F::File>>,
     ready: VecDeque<Frame>,
-    failed: bool,
+}
+
+/// Frames that were read, and a reader that reads the next ones while these are
+/// taken: about a piece waits, and another is being read.
+struct Ahead<F: Files> {
+    ready: VecDeque<Frame>,
+    reader: Reading<F>,
+    high_water: watch::Receiver<Offset>,
+}
+
+enum Reading<F: Files> {
+    Idle(Box<Reader<F>>),
+    /// Reading is disk work, even if it is mostly memory.
+    Busy(JoinHandle<(Box<Reader<F>>, Result<bool>)>),
+    Ended,
+}
+
+impl<F: Files> Ahead<F> {
+    async fn next(&mut self) -> Option<Result<Frame>> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                if let Reading::Idle(reader) = &self.reader
+                    && reader.next < self.high_water.borrow().0
+                {
+                    self.begin();
+                }
+                return Some(Ok(frame));
+            }
+            self.begin();
+            let Reading::Busy(busy) = &mut self.reader else { return None };
+            // Kept where it is until it has ended: whoever asks may go away.
+            let Ok((mut reader, filled)) = busy.await else {
+                self.reader = Reading::Ended;
+                return None;
+            };
+            self.ready.append(&mut reader.ready);
+            self.reader = Reading::Idle(reader);
+            match filled {
+                Ok(true) => {}
+                Ok(false) => {
+                    if self.high_water.changed().await.is_err() {
+                        return None;
+                    }
+                }
+                Err(error) => {
+                    self.reader = Reading::Ended;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Has the reader read on, unless it does.
+    fn begin(&mut self) {
+        self.reader = match std::mem::replace(&mut self.reader, Reading::Ended) {
+            Reading::Idle(mut reader) => {
+                self.high_water.mark_unchanged();
+                Reading::Busy(tokio::task::spawn_blocking(move || {
+                    let filled = reader.fill();
+                    (reader, filled)
+                }))
+            }
+            other => other,
+        };
+    }
 }
 
 struct Open<F> {
@@ -55,47 +120,15 @@ pub(crate) struct Commit {
 
 impl<F: Files> Reader<F> {
     pub(crate) fn new(shared: Arc<Shared<F>>, next: u64) -> Self {
-        Self { shared, next, open: None, ready: VecDeque::new(), failed: false }
+        Self { shared, next, open: None, ready: VecDeque::new() }
     }
 
     pub(crate) fn stream(
         self,
         high_water: watch::Receiver<Offset>,
     ) -> impl Stream<Item = Result<Frame>> + Send + 'static {
-        stream::unfold((self, high_water), |(mut reader, mut high_water)| async move {
-            loop {
-                if let Some(frame) = reader.ready.pop_front() {
-                    return Some((Ok(frame), (reader, high_water)));
-                }
-                if reader.failed {
-                    return None;
-                }
-                high_water.mark_unchanged();
-                // Reading is disk work, even if it is mostly memory.
-                let filled = tokio::task::spawn_blocking(move || {
-                    let filled = reader.fill();
-                    (reader, filled)
-                });
-                let filled = filled.await;
-                let result;
-                (reader, result) = match filled {
-                    Ok(filled) => filled,
-                    Err(_) => return None,
-                };
-                match result {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        if high_water.changed().await.is_err() {
-                            return None;
-                        }
-                    }
-                    Err(error) => {
-                        reader.failed = true;
-                        return Some((Err(error), (reader, high_water)));
-                    }
-                }
-            }
-        })
+        let ahead = Ahead { ready: VecDeque::new(), reader: Reading::Idle(Box::new(self)), high_water };
+        stream::unfold(ahead, |mut ahead| async move { ahead.next().await.map(|frame| (frame, ahead)) })
     }
 
     #[cfg(test)]

@@ -204,3 +204,24 @@ fn an_object_stores_settings_are_of_its_store_and_its_format() {
         sink(more).unwrap();
     }
 }
+
+#[test]
+fn a_new_sink_begins_where_it_is_told() {
+    let at = |start: &str| {
+        let text = format!(
+            "[sources.a]\ntype = \"postgres\"\nurl = \"postgres://u@localhost/a\"\n[sinks.b]\ntype = \"object-store\"\n\
+             from = [\"a\"]\nurl = \"file:///b\"\nmax_backlog = \"1GiB\"\n{start}"
+        );
+        Config::from_text(Path::new("highwater.toml"), &text).map(|config| config.sinks["b"].start.clone())
+    };
+    assert_eq!(at("").unwrap(), Start::Log);
+    assert_eq!(at("start = \"snapshot\"").unwrap(), Start::Snapshot);
+    assert_eq!(at("start = 1337").unwrap(), Start::Offset(1337));
+    assert_eq!(at("start = \"1337\"").unwrap(), Start::Offset(1337));
+    let time = "2026-11-22T10:00:00Z";
+    assert_eq!(at(&format!("start = \"{time}\"")).unwrap(), Start::Time(time.into()));
+    for wrong in ["start = -1", "start = 1.5", "start = true", "start = \"yesterday\""] {
+        let faults = at(wrong).unwrap_err().faults;
+        assert!(faults.len() == 1 && faults[0].to_string().contains("sinks.b.start"), "{wrong}: {faults:?}");
+    }
+}

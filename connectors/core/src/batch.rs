@@ -8,6 +8,9 @@
 //!                                             the transaction ends in a later frame,
 //!                                             whose position counts),
 //!            commit_time i64 (µs), tx u8 length + text,
+//!                                            (length with its highest bit: for some sinks
+//!                                             alone; audience u16 length + text follows,
+//!                                             names with commas between),
 //!            first_ordinal u64, records u32, run*
 //! run      = schema u32, count u32, bodies_length u32, bodies,
 //!            ends count × u32, ops count × u8
@@ -31,6 +34,7 @@ use crate::shape::SchemaNumber;
 
 const VERSION: u8 = 1;
 const UNKNOWN: u8 = 0x80;
+const FOR_SOME: u8 = 0x80;
 const OLD_KEY: u8 = 0x10;
 const BEFORE: u8 = 0x20;
 const ABSENT: u8 = 0x40;
@@ -180,6 +184,12 @@ impl BatchWriter {
 
     /// Begins a transaction's part.
     pub fn begin(&mut self, position: &[u8], commit_time: Micros, tx: &str, first_ordinal: u64) {
+        self.begin_for("", position, commit_time, tx, first_ordinal);
+    }
+
+    /// As `begin`, of rows that are meant for some sinks alone: their names,
+    /// with commas between; empty: all.
+    pub fn begin_for(&mut self, audience: &str, position: &[u8], commit_time: Micros, tx: &str, first_ordinal: u64) {
         self.end();
         if self.out.is_empty() {
             self.out.push(VERSION);
@@ -188,7 +198,14 @@ impl BatchWriter {
         self.out.extend_from_slice(&[0; 4]);
         put_short(&mut self.out, position);
         self.out.extend_from_slice(&commit_time.0.to_le_bytes());
+        let tx_at = self.out.len();
         put_short(&mut self.out, tx.as_bytes());
+        if !audience.is_empty() {
+            self.out[tx_at] |= FOR_SOME;
+            let length = u16::try_from(audience.len()).expect("names of sinks fit into 64 KiB");
+            self.out.extend_from_slice(&length.to_le_bytes());
+            self.out.extend_from_slice(audience.as_bytes());
+        }
         self.out.extend_from_slice(&first_ordinal.to_le_bytes());
         let records_at = self.out.len();
         self.out.extend_from_slice(&[0; 4]);
@@ -322,8 +339,12 @@ pub fn patch_first_ordinal(payload: &mut [u8], first_ordinal: u64) -> Result<(),
     const SHORT: Malformed = Malformed("part ends early");
     let position = *payload.get(5).ok_or(SHORT)? as usize;
     let tx_at = 6 + position + 8;
-    let tx = *payload.get(tx_at).ok_or(SHORT)? as usize;
-    let at = tx_at + 1 + tx;
+    let tx = *payload.get(tx_at).ok_or(SHORT)?;
+    let mut at = tx_at + 1 + usize::from(tx & !FOR_SOME);
+    if tx & FOR_SOME != 0 {
+        let length = payload.get(at..).and_then(|rest| rest.first_chunk()).ok_or(SHORT)?;
+        at += 2 + usize::from(u16::from_le_bytes(*length));
+    }
     payload.get_mut(at..at + 8).ok_or(SHORT)?.copy_from_slice(&first_ordinal.to_le_bytes());
     Ok(())
 }
@@ -389,6 +410,7 @@ impl Batch {
             begun: false,
             parts: 0,
             open: false,
+            audience: "",
         }
     }
 }
@@ -405,6 +427,7 @@ pub struct Runs<'a> {
     begun: bool,
     parts: u32,
     open: bool,
+    audience: &'a str,
 }
 
 impl<'a> Runs<'a> {
@@ -436,7 +459,17 @@ impl<'a> Runs<'a> {
                 }
             };
             let commit_time = Micros(i64::from_le_bytes(fixed(&mut part)?));
-            let tx = std::str::from_utf8(short(&mut part)?).map_err(|_| Malformed("transaction id"))?;
+            let [length] = fixed(&mut part)?;
+            let (tx, rest) = split(part, usize::from(length & !FOR_SOME))?;
+            part = rest;
+            let tx = std::str::from_utf8(tx).map_err(|_| Malformed("transaction id"))?;
+            self.audience = "";
+            if length & FOR_SOME != 0 {
+                let length = u16::from_le_bytes(fixed(&mut part)?);
+                let (names, rest) = split(part, length.into())?;
+                part = rest;
+                self.audience = std::str::from_utf8(names).map_err(|_| Malformed("names of sinks"))?;
+            }
             self.ordinal = u64::from_le_bytes(fixed(&mut part)?);
             let _records = u32_of(&mut part)?;
             self.transaction = Transaction { position, commit_time, tx };
@@ -459,6 +492,7 @@ impl<'a> Runs<'a> {
             first_ordinal: self.ordinal,
             part: self.parts,
             open: self.open,
+            audience: self.audience,
             bodies,
             ends,
             ops,
@@ -496,6 +530,8 @@ pub struct Run<'a> {
     pub(crate) part: u32,
     /// The position is told by the frame that ends the transaction.
     pub(crate) open: bool,
+    /// The sinks it is meant for, with commas between; empty: all.
+    pub(crate) audience: &'a str,
     bodies: &'a [u8],
     ends: &'a [u8],
     ops: &'a [u8],
@@ -526,6 +562,13 @@ impl<'a> Run<'a> {
     #[expect(clippy::len_without_is_empty, reason = "a run is never empty")]
     pub fn len(&self) -> usize {
         self.ops.len()
+    }
+
+    /// Whether a sink of this name is to take it: a reading may be meant for
+    /// some alone.
+    #[inline]
+    pub fn is_for(&self, sink: &str) -> bool {
+        self.audience.is_empty() || self.audience.split(',').any(|name| name == sink)
     }
 
     /// Size of the bodies in bytes.

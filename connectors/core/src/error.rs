@@ -20,6 +20,7 @@ pub struct Error {
     action: Action,
     message: String,
     hint: Option<String>,
+    stream: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -29,7 +30,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// What was attempted, on what, in lower case, without a stop.
     pub fn new(action: Action, message: impl Into<String>) -> Self {
-        Self { action, message: message.into(), hint: None, source: None }
+        Self { action, message: message.into(), hint: None, stream: None, source: None }
     }
 
     /// May pass.
@@ -59,6 +60,18 @@ impl Error {
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Says that one table alone is concerned: others may go on without it.
+    #[must_use]
+    pub fn of_stream(mut self, stream: &str) -> Self {
+        self.stream = Some(stream.into());
+        self
+    }
+
+    /// The one table that is concerned, by its stream.
+    pub fn stream(&self) -> Option<&str> {
+        self.stream.as_deref()
     }
 
     /// What the runtime does now.

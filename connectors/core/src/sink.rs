@@ -6,7 +6,7 @@ use std::sync::Arc;
 use storage::{Epoch, LogId, Micros, Offset, OffsetRange, Position};
 
 use crate::batch::Run;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mark::Mark;
 use crate::shape::Shape;
 
@@ -26,6 +26,8 @@ pub struct Step {
     pub position: Option<Position>,
     /// Commit time up to which all is in the range.
     pub event_time: Micros,
+    /// Of a parked table alone: its stream.
+    lane: Option<String>,
 }
 
 impl Step {
@@ -36,7 +38,18 @@ impl Step {
         position: Option<Position>,
         event_time: Micros,
     ) -> Option<Self> {
-        (range.start == checkpoint.next).then_some(Self { range, position, event_time })
+        (range.start == checkpoint.next).then_some(Self { range, position, event_time, lane: None })
+    }
+
+    /// Of one parked table alone, from the checkpoint of its own.
+    #[must_use]
+    pub fn of_lane(self, stream: &str) -> Self {
+        Self { lane: Some(stream.into()), ..self }
+    }
+
+    /// The stream, if it is a parked table's alone.
+    pub fn lane(&self) -> Option<&str> {
+        self.lane.as_deref()
     }
 
     /// The offsets.
@@ -55,6 +68,28 @@ pub struct Promise {
     pub streams: Vec<String>,
 }
 
+/// A table that waits apart from the others, behind a checkpoint of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// Its stream.
+    pub stream: String,
+    /// The first offset of it that is not there.
+    pub next: Offset,
+    /// In microseconds since the Unix epoch.
+    pub since: i64,
+    /// What refused it.
+    pub why: String,
+}
+
+/// Whether a destination could be moved to another place in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// It ends there now.
+    Done,
+    /// Something it holds straddles the place: it could end here, or below.
+    Below(Offset),
+}
+
 /// What a destination holds.
 #[derive(Clone, Debug)]
 pub struct Opened {
@@ -62,6 +97,8 @@ pub struct Opened {
     pub checkpoint: Option<Checkpoint>,
     /// To be done first; begins at the checkpoint (or at its own start, for a new sink).
     pub promised: Option<Promise>,
+    /// Tables that wait apart.
+    pub parked: Vec<Parked>,
 }
 
 /// Delivers to a destination, each event once. After an error everything
@@ -91,6 +128,23 @@ pub trait Sink: Send {
 
     /// Rows and checkpoint, both or neither; durable when it returns.
     fn commit(&mut self, staged: Vec<Self::Staged>, step: Step) -> impl Future<Output = Result<Checkpoint>> + Send;
+
+    /// Makes the destination end at `to`, a place between transactions: what
+    /// it holds from there on goes, in a way that a reader sees each event at
+    /// most once. Parked tables join the others. After `open`; may be repeated;
+    /// `open` must come again after it.
+    fn move_to(&mut self, to: Offset) -> impl Future<Output = Result<Moved>> + Send {
+        let refused = Error::halt(format!("this sink cannot be moved to offset {to}"));
+        std::future::ready(Err(refused.hint("point it at an empty destination: it is then filled anew")))
+    }
+
+    /// Has a table wait apart, from `at` on if it does not already; durable at
+    /// the destination when it returns. False: this sink has one checkpoint for
+    /// all its tables. After `open`.
+    fn park(&mut self, stream: &str, at: Offset, why: &str) -> impl Future<Output = Result<bool>> + Send {
+        let _ = (stream, at, why);
+        std::future::ready(Ok(false))
+    }
 
     /// Whether a step should end now for what it has taken, besides its age.
     fn is_full(&self) -> bool {

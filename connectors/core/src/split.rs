@@ -121,7 +121,7 @@ impl Half {
             } else if of.position.len() > 127 {
                 return Err(Malformed("a position of more than 127 bytes"));
             } else {
-                self.writer.begin(of.position, of.commit_time, of.tx, ordinal);
+                self.writer.begin_for(run.audience, of.position, of.commit_time, of.tx, ordinal);
             }
         }
         self.next = Some((run.part, run.first_ordinal + rows.end as u64));

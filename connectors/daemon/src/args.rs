@@ -52,6 +52,33 @@ pub(crate) enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Has a source or a sink stand still, until `resume`, whatever restarts
+    Pause {
+        /// The source or sink; where both have the name: source:NAME or sink:NAME
+        name: String,
+    },
+    /// Lets a source or a sink go on; one that has halted tries again
+    Resume {
+        /// The source or sink; where both have the name: source:NAME or sink:NAME
+        name: String,
+        /// Of a sink: tables that wait apart, as schema.table; patterns allowed
+        #[arg(long)]
+        table: Vec<String>,
+    },
+    /// Moves a sink to another place in the log, after saying what that means for it
+    Replay {
+        /// The sink
+        sink: String,
+        /// `beginning`, an offset, a time (2026-11-22T10:00:00Z), or `snapshot`: its tables are read again
+        #[arg(long)]
+        from: String,
+        /// Of this source, where it takes from several
+        #[arg(long)]
+        source: Option<String>,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
     /// Looks into the registry, and moves it
     Schemas {
         #[command(subcommand)]

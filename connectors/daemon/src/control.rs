@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(2);
+/// An order is confirmed when it is durable.
+pub(crate) const ORDER: Duration = Duration::from_secs(35);
 const LONGEST: u64 = 16 << 20;
 /// It is for people and their scripts.
 const AT_ONCE: usize = 16;
@@ -61,7 +63,12 @@ async fn serve_one<A: Future<Output = Value>>(stream: UnixStream, answer: &impl 
 
 /// Asks a running daemon; None if none runs.
 pub(crate) async fn ask(path: &Path, request: &Value) -> Option<Value> {
-    tokio::time::timeout(PATIENCE, ask_long(path, request)).await.ok().flatten()
+    ask_for(path, request, PATIENCE).await
+}
+
+/// As `ask`, of what takes longer.
+pub(crate) async fn ask_for(path: &Path, request: &Value, patience: Duration) -> Option<Value> {
+    tokio::time::timeout(patience, ask_long(path, request)).await.ok().flatten()
 }
 
 /// Asks for what may take long.

@@ -9,12 +9,14 @@ mod held;
 mod init;
 mod layout;
 mod log;
+mod order;
 mod out;
 mod plan;
 mod progress;
 mod quarantine;
 mod registry;
 mod repair;
+mod replay;
 mod run;
 mod schemas;
 mod sinks;
@@ -68,6 +70,11 @@ async fn command(args: Args) -> Exit {
         Command::Snapshot { source, tables } => snapshot::run(&config, source, tables, args.json).await,
         Command::Repair { source, yes } => repair::run(&config, source, *yes, args.json).await,
         Command::Quarantine { command } => quarantine::run(&config, command, args.json).await,
+        Command::Pause { name } => order::pause(&config, name, args.json).await,
+        Command::Resume { name, table } => order::resume(&config, name, table, args.json).await,
+        Command::Replay { sink, from, source, yes } => {
+            replay::run(&config, sink, from, source.as_deref(), *yes, args.json).await
+        }
         Command::Log { command } => log::run(&config, command, args.json),
         Command::Schemas { command } => schemas::run(&config, command, args.json).await,
         Command::Init { .. } => Exit::Done,

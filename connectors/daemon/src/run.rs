@@ -5,16 +5,16 @@ use std::sync::Arc;
 use config::{Config, Source};
 use connector::{Error, Result, Table, TableKind};
 use connector_postgres::PostgresSource;
-use connector_runtime::{Delivery, Desk, Ended, Pipeline, SinkStatus, SourceStatus};
+use connector_runtime::{Delivery, Desk, Ended, Orders, Pipeline, SinkStatus, SourceStatus, Start};
 use serde_json::{Value, json};
-use storage::{EventLog, Log, Options, Retain};
+use storage::{EventLog, Log, Offset, Options, Retain};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, failure, log_error};
 use crate::registry::{Face, Registry};
-use crate::status::Live;
-use crate::{control, drift, held, layout, plan, progress, quarantine, sinks, snapshot, status};
+use crate::status::{Live, LiveSink};
+use crate::{control, drift, held, layout, order, plan, progress, quarantine, sinks, snapshot, status};
 
 pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
     let stop = CancellationToken::new();
@@ -95,9 +95,11 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
         let source = PostgresSource::new(name, Arc::new((**source_config).clone()), book.clone())?;
         let (desk, requests) = Desk::new(book.clone());
         let mut deliveries = Vec::new();
+        let orders = Orders::new(log.clone());
         let mut live = Live {
             name: name.clone(),
-            slot: source_config.slot.clone(),
+            config: Arc::new((**source_config).clone()),
+            orders: orders.clone(),
             log: log.clone(),
             status: SourceStatus::default(),
             watch: source.watch(),
@@ -107,7 +109,11 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
         };
         for (sink_name, sink) in config.sinks.iter().filter(|(_, sink)| sink.from.contains(name)) {
             let status = SinkStatus::default();
-            live.sinks.push((sink_name.clone(), status.clone()));
+            live.sinks.push(LiveSink {
+                name: sink_name.clone(),
+                kind: sink.destination.kind(),
+                status: status.clone(),
+            });
             let (tables, narrowed) = (sink.tables.clone(), sink.narrowed);
             deliveries.push(Delivery {
                 name: sink_name.clone(),
@@ -117,6 +123,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
                     TableKind::Messages => !narrowed,
                 }),
                 age: sink.destination.cut_age(),
+                start: start(sink_name, &sink.start)?,
+                max_backlog: sink.max_backlog,
                 status,
             });
         }
@@ -130,6 +138,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             rules,
             deliveries,
             status: live.status.clone(),
+            orders,
             until_caught_up,
         };
         lives.push(live);
@@ -197,10 +206,23 @@ pub(crate) fn log_options(config: &Config) -> Options {
     }
 }
 
+fn start(sink: &str, start: &config::Start) -> Result<Start> {
+    Ok(match start {
+        config::Start::Log => Start::Log,
+        config::Start::Snapshot => Start::Snapshot,
+        config::Start::Offset(offset) => Start::Offset(Offset(*offset)),
+        config::Start::Time(text) => Start::Time(crate::tail::time(text).ok_or_else(|| {
+            Error::halt(format!("`start` of sink {sink:?} is {text:?}, which is no time"))
+                .hint("write it like \"2026-11-22T10:00:00Z\"")
+        })?),
+    })
+}
+
 /// What commands ask of a running daemon.
 async fn answer(lives: Arc<Vec<Live>>, registry: Arc<Face>, asked: Value) -> Value {
     match asked["command"].as_str() {
-        Some("status") => status::live(&lives, registry.status()),
+        Some("status") => status::live(&lives, registry.status()).await,
+        Some("order") => order::running(&lives, &asked).await,
         Some("snapshot") => snapshot::running(&lives, &asked),
         Some("approve") => held::approve_running(&lives, &asked).await,
         Some("quarantine") => quarantine::act_running(&lives, &asked).await,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use config::{Destination, Sink as Config};
-use connector::{Checkpoint, Mark, Opened, Result, Run, Shape, Sink, Step};
+use connector::{Checkpoint, Error, Mark, Moved, Opened, Result, Run, Shape, Sink, Step};
 use connector_object_store::{ObjectStoreSink, Uploaded};
 use connector_postgres::{Finding, Severity};
 use connector_postgres_sink::{Merged, PostgresSink};
@@ -41,6 +41,65 @@ pub(crate) async fn check(config: &Config, tables: &[(String, String)]) -> Vec<F
             found.map(|f| Finding { severity: severity(f.fails), what: f.what, sql: f.sql, remedy: f.remedy }).collect()
         }
     }
+}
+
+/// Where a sink ends when it is moved back to an offset of the log, and what
+/// that means for it; `beginning`: as far back as may be.
+pub(crate) async fn move_back(
+    config: &Config,
+    name: &str,
+    source: &str,
+    to: Offset,
+    start: Offset,
+    beginning: bool,
+) -> Result<(Offset, Vec<String>)> {
+    match &config.destination {
+        Destination::ObjectStore(store) => {
+            // Below what the log holds nothing could be put back.
+            let up = beginning && start.0 > 0;
+            let reach = ObjectStoreSink::reach(store, &format!("{name}/{source}"), to.0, up).await?;
+            if reach.to < start.0 {
+                return Err(Error::halt(format!(
+                    "a file that begins at offset {} reaches beyond {to}, and the log is kept only from {start} on",
+                    reach.to
+                ))
+                .hint("`--from beginning` goes as far back as there is; `--from snapshot` reads the tables again"));
+            }
+            let mut steps = Vec::new();
+            if reach.to != to.0 {
+                steps.push(format!("a file must not be cut in two: offset {} instead of {to}", reach.to));
+            }
+            steps.push(format!(
+                "{} files, {} bytes, from offset {} on are taken out of the manifest and then deleted",
+                reach.files, reach.bytes, reach.to
+            ));
+            Ok((Offset(reach.to), steps))
+        }
+        Destination::Postgres(warehouse) => {
+            connector_postgres_sink::may_move_back(warehouse, name)?;
+            let steps = vec![format!(
+                "rows of its tables from offset {to} on are deleted, in the transaction that moves the checkpoint back"
+            )];
+            Ok((to, steps))
+        }
+    }
+}
+
+/// What a reading of its own means for a sink.
+pub(crate) fn read_again(config: &Config, source: &str) -> Vec<String> {
+    let (comes, ends) = match &config.destination {
+        Destination::Postgres(warehouse) if warehouse.mode == config::WarehouseMode::Mirror => (
+            "rows are put as they are read",
+            "rows that are gone at the source go with the end of each table's reading",
+        ),
+        _ => ("rows come as `read`, between a snapshot_begin and a snapshot_end", "what was there stays"),
+    };
+    vec![
+        format!("its tables are read again from {source}, which must be reachable, for this sink alone"),
+        comes.into(),
+        ends.into(),
+        "tables that wait apart join the others".into(),
+    ]
 }
 
 /// Any sink: the choice is made once a call, never once a row.
@@ -96,6 +155,20 @@ impl Sink for AnySink {
                 let of = |staged| if let AnyStaged::Postgres(staged) = staged { Some(staged) } else { None };
                 sink.commit(staged.into_iter().filter_map(of).collect(), step).await
             }
+        }
+    }
+
+    async fn move_to(&mut self, to: Offset) -> Result<Moved> {
+        match self {
+            Self::ObjectStore(sink) => sink.move_to(to).await,
+            Self::Postgres(sink) => sink.move_to(to).await,
+        }
+    }
+
+    async fn park(&mut self, stream: &str, at: Offset, why: &str) -> Result<bool> {
+        match self {
+            Self::ObjectStore(sink) => sink.park(stream, at, why).await,
+            Self::Postgres(sink) => sink.park(stream, at, why).await,
         }
     }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use config::Config;
+use config::{Config, Postgres};
 use connector_postgres::{Lsn, Watch};
-use connector_runtime::{Desk, Hold, SchemaBook, SinkStatus, SourceStatus};
+use connector_runtime::{Desk, Hold, Orders, SchemaBook, SinkStatus, SourceStatus, source_paused};
 use serde_json::{Value, json};
 use storage::outside::LogFiles;
-use storage::{EventLog, Log};
+use storage::{EventLog, Log, Offset, State};
 
 use crate::control;
 use crate::exit::{Exit, failure, log_error};
@@ -17,18 +17,45 @@ use crate::{held, layout, out, quarantine, registry};
 /// A source that runs, with its sinks.
 pub(crate) struct Live {
     pub(crate) name: String,
-    pub(crate) slot: String,
+    pub(crate) config: Arc<Postgres>,
+    pub(crate) orders: Orders,
     pub(crate) log: Log,
     pub(crate) status: SourceStatus,
     pub(crate) watch: Watch,
     pub(crate) desk: Desk,
     pub(crate) book: Arc<SchemaBook>,
-    pub(crate) sinks: Vec<(String, SinkStatus)>,
+    pub(crate) sinks: Vec<LiveSink>,
 }
 
+/// A sink that runs.
+pub(crate) struct LiveSink {
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+    pub(crate) status: SinkStatus,
+}
+
+pub(crate) fn now_micros() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
+}
+
+/// Tables that wait apart, as the log remembers them.
+fn behind(state: &State, sink: &str) -> Vec<Value> {
+    connector_runtime::lanes(state, sink)
+        .map(|(stream, lane)| {
+            json!({
+                "stream": stream, "next": lane.next, "since": lane.since, "why": lane.why,
+                "resuming": lane.resume, "lost": lane.lost,
+            })
+        })
+        .collect()
+}
+
+/// A server that does not answer must not hold up the answer.
+const SERVER: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// The status of a running daemon.
-pub(crate) fn live(pieces: &[Live], registry: Value) -> Value {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+pub(crate) async fn live(pieces: &[Live], registry: Value) -> Value {
+    let now = now_micros();
     let seconds_since = |time: i64| if time <= 0 { 0.0 } else { (now - time).max(0) as f64 / 1e6 };
     let mut sources = Vec::new();
     let mut sinks = Vec::new();
@@ -39,6 +66,13 @@ pub(crate) fn live(pieces: &[Live], registry: Value) -> Value {
         let (high_water, event_time) = (live.log.high_water().0, live.log.event_time().0);
         let reading = live.watch.is_reading();
         let stats = live.log.stats();
+        let log_state = live.log.state();
+        let paused = source_paused(&log_state);
+        // Nobody reads the slot: only the server knows what it keeps for it.
+        let kept = match paused {
+            Some(_) => tokio::time::timeout(SERVER, connector_postgres::kept_by_slot(&live.config)).await,
+            None => Ok(Ok(0)),
+        };
         let problem = match stats.disk_full {
             true => json!({
                 "error": "disk full: nothing more is read from the source until there is room",
@@ -51,7 +85,9 @@ pub(crate) fn live(pieces: &[Live], registry: Value) -> Value {
             "type": "postgres",
             "health": state.health,
             "doing": if reading { "snapshot" } else { "streaming" },
-            "slot": live.slot,
+            "slot": live.config.slot,
+            "paused_since": paused,
+            "slot_bytes": paused.and_then(|_| kept.ok()?.ok()),
             "position": durable.to_string(),
             "received": received.to_string(),
             "lag_bytes": lag,
@@ -67,18 +103,21 @@ pub(crate) fn live(pieces: &[Live], registry: Value) -> Value {
                 "stats": stats,
             },
         }));
-        for (name, status) in &live.sinks {
+        for LiveSink { name, kind, status } in &live.sinks {
             let state = status.get();
             let backlog = state.checkpoint.map(|checkpoint| high_water.saturating_sub(checkpoint));
-            let behind = backlog.is_none_or(|backlog| backlog > 0);
+            let lags = backlog.is_none_or(|backlog| backlog > 0);
             sinks.push(json!({
                 "name": name,
                 "source": live.name,
-                "type": "object-store",
+                "type": kind,
                 "health": state.health,
                 "checkpoint": state.checkpoint,
                 "backlog_events": backlog,
-                "lag_seconds": if behind { seconds_since(state.event_time.unwrap_or(event_time)) } else { 0.0 },
+                "backlog_bytes": state.checkpoint.and_then(|next| live.log.bytes_from(Offset(next)).ok()),
+                "paused_since": connector_runtime::sink_paused(&log_state, name),
+                "tables_behind": behind(&log_state, name),
+                "lag_seconds": if lags { seconds_since(state.event_time.unwrap_or(event_time)) } else { 0.0 },
                 "events": state.events,
                 "steps": state.steps,
                 "problem": state.problem,
@@ -107,17 +146,22 @@ fn stopped(config: &Config) -> connector::Result<Value> {
             "position": standing.position.as_ref().map(|p| position_text(p.as_bytes())),
             "quarantine": quarantine::of_state(config, &standing.state),
             "held": held::told(name, &standing.state, &Hold::from_state(&standing.state)?),
+            "paused_since": source_paused(&standing.state),
             "log": {"id": standing.id, "epoch": standing.epoch, "start": standing.start, "end": standing.end},
         }));
-        for (key, value) in standing.state.prefix(b"sink/") {
-            let checkpoint: Option<u64> = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+        for (sink, of) in config.sinks.iter().filter(|(_, sink)| sink.from.contains(name)) {
+            let checkpoint = connector_runtime::checkpoint(&standing.state, sink);
+            let detached = connector_runtime::detached(&standing.state, sink);
+            let paused = connector_runtime::sink_paused(&standing.state, sink);
             sinks.push(json!({
-                "name": String::from_utf8_lossy(&key[5..]),
+                "name": sink,
                 "source": name,
-                "type": "object-store",
-                "health": "stopped",
+                "type": of.destination.kind(),
+                "health": if detached.is_some() { "detached" } else { "stopped" },
                 "checkpoint": checkpoint,
                 "backlog_events": checkpoint.map(|c| standing.end.0.saturating_sub(c)),
+                "paused_since": paused,
+                "tables_behind": behind(&standing.state, sink),
             }));
         }
     }
@@ -163,6 +207,11 @@ fn print(status: &Value) {
         }
         let (name, health) = (text(&source["name"]), text(&source["health"]));
         out::line(format_args!("source {name:<16} {health:<9} {}", told.join("; ")));
+        if !source["paused_since"].is_null() {
+            let kept = source["slot_bytes"].as_u64().map_or_else(String::new, |bytes| format!(": {bytes} bytes now"));
+            out::line(format_args!("       paused; the server keeps its log for the slot{kept}"));
+            out::line(format_args!("       what to do: `highwater resume {name}`"));
+        }
         problem(&source["problem"]);
         source["held"].as_array().into_iter().flatten().for_each(held::print);
         quarantine::print(&name, &source["quarantine"]);
@@ -182,12 +231,34 @@ fn print(status: &Value) {
             (Value::Null, _) => told.push("checkpoint not known".into()),
             (checkpoint, backlog) => told.push(format!("checkpoint {checkpoint}; backlog {backlog} events")),
         }
+        if let Some(bytes) = sink["backlog_bytes"].as_u64() {
+            told.push(format!("{bytes} bytes"));
+        }
         if let Some(seconds) = sink["lag_seconds"].as_f64() {
             told.push(format!("lag {seconds:.1} s"));
         }
         let (name, health) = (text(&sink["name"]), text(&sink["health"]));
         out::line(format_args!("sink   {name:<16} {health:<9} {}", told.join("; ")));
         problem(&sink["problem"]);
+        if !sink["paused_since"].is_null() {
+            out::line(format_args!("       paused; the log is kept for it"));
+            out::line(format_args!("       what to do: `highwater resume {name}`"));
+        }
+        for table in sink["tables_behind"].as_array().into_iter().flatten() {
+            let (stream, next, why) = (text(&table["stream"]), &table["next"], text(&table["why"]));
+            let how = match (table["lost"] == true, table["resuming"] == true) {
+                (true, _) => ", for which the log is no longer kept",
+                (_, true) => ", catching up",
+                _ => "",
+            };
+            out::line(format_args!("       waits apart from offset {next}{how}: {stream}: {why}"));
+            if table["lost"] == true {
+                out::line(format_args!("       then: `highwater replay {name} --from snapshot`"));
+            } else if table["resuming"] != true {
+                let short = stream.split_once('.').map_or(stream.as_str(), |(_, rest)| rest);
+                out::line(format_args!("       then: `highwater resume {name} --table '{short}'`"));
+            }
+        }
     }
     print_registry(&status["registry"]);
 }

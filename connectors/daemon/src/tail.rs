@@ -63,14 +63,14 @@ const LAST: usize = 10;
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub(crate) enum Place {
     Beginning,
     Offset(u64),
     Time(Micros),
 }
 
 impl Place {
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "beginning" => Some(Self::Beginning),
             _ => text.parse().map(Self::Offset).ok().or_else(|| time(text).map(Self::Time)),
@@ -94,7 +94,7 @@ fn begin(files: &LogFiles, args: &Tail, from: Option<Place>) -> storage::Result<
 }
 
 /// `2026-11-22T10:00:00[.ffffff]Z`.
-fn time(text: &str) -> Option<Micros> {
+pub(crate) fn time(text: &str) -> Option<Micros> {
     let text = text.strip_suffix('Z')?;
     let (date, clock) = text.split_once(['T', ' '])?;
     let numbers = |text: &str, by: char| text.split(by).map(|n| n.parse::<i64>().ok()).collect::<Option<Vec<_>>>();

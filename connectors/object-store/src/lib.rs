@@ -24,6 +24,7 @@ mod ndjson_file;
 mod parquet_file;
 mod partition;
 mod retention;
+mod rewind;
 mod settings;
 mod sink;
 mod staging;
@@ -32,6 +33,7 @@ mod upload;
 mod writer;
 
 pub use format::{Codec, Form, Format, Partition};
+pub use rewind::Reach;
 pub use settings::Settings;
 pub use sink::{ObjectStoreSink, Uploaded};
 pub use store::Store;

@@ -39,6 +39,9 @@ pub(crate) struct Manifest {
     pub(crate) retained_from: Option<u64>,
     /// A step that may be half done.
     pub(crate) announced: Option<Announced>,
+    /// Files from this offset on are being removed: the sink was moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) removing: Option<u64>,
 }
 
 /// A step, as it will be whoever does it.
@@ -97,6 +100,7 @@ impl Manifests {
                     event_time: None,
                     retained_from: None,
                     announced: None,
+                    removing: None,
                 },
                 Some(found) => {
                     if found.log != log {
@@ -324,6 +328,29 @@ pub(crate) async fn probe(store: &dyn ObjectStore, path: &Path) -> Result<()> {
 struct Claim {
     log: LogId,
     sink: String,
+}
+
+/// The streams of which a sink has claimed the folders.
+pub(crate) async fn streams_of(store: &dyn ObjectStore, sink: &str, log: Option<LogId>) -> Result<Vec<String>> {
+    let folder = Path::from("_highwater/streams");
+    let listed: Result<Vec<_>, _> = store.list(Some(&folder)).try_collect().await;
+    let listed = listed.map_err(|error| failed(error, format!("could not list {folder}")))?;
+    let mut streams = Vec::new();
+    for meta in listed {
+        let path = meta.location;
+        let body = async { store.get(&path).await?.bytes().await }.await;
+        let body = body.map_err(|error| failed(error, format!("could not read {path}")))?;
+        let claim: Claim = serde_json::from_slice(&body)
+            .map_err(|error| Error::halt(format!("{path} cannot be read")).because(error))?;
+        let name = path.as_ref().strip_prefix("_highwater/streams/").and_then(|name| name.strip_suffix(".json"));
+        if let Some(name) = name
+            && claim.sink == sink
+            && log.is_none_or(|log| claim.log == log)
+        {
+            streams.push(name.to_owned());
+        }
+    }
+    Ok(streams)
 }
 
 /// Claims a stream's folder for one (log, sink), for ever.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use config::ObjectStore as Config;
-use connector::{Checkpoint, Error, Mark, Opened, Promise, Result, Run, Shape, Sink, Step, fault, stream_part};
+use connector::{Checkpoint, Error, Mark, Moved, Opened, Promise, Result, Run, Shape, Sink, Step, fault, stream_part};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use storage::{Epoch, LogId, Offset, OffsetRange};
@@ -14,6 +14,7 @@ use crate::error::failed;
 use crate::format::{Form, Partition};
 use crate::manifest::{Announced, File, Manifests, claim, probe};
 use crate::retention::Retention;
+use crate::rewind::{self, Reach};
 use crate::settings::Settings;
 use crate::staging::{Gather, Staging};
 use crate::store::Store;
@@ -83,6 +84,13 @@ impl ObjectStoreSink {
         Gather { folder: staging.clone(), form, position: *position, sync: self.random }
     }
 
+    /// What moving the sink back to an offset would come to; `up`: to one above
+    /// if files are in the way.
+    pub async fn reach(config: &Config, sink: &str, to: u64, up: bool) -> Result<Reach> {
+        let files = rewind::held(&*Store::new(config)?.objects, sink, None).await?;
+        Ok(rewind::reach(&files, to, up))
+    }
+
     fn opened(&mut self) -> Result<&mut Open> {
         self.open.as_mut().ok_or_else(|| Error::retry("the sink is not open"))
     }
@@ -97,6 +105,7 @@ impl Sink for ObjectStoreSink {
         let settings = &self.settings;
         let objects = store.objects.clone();
         let mut manifests = Manifests::take_over(objects, &settings.sink, log, epoch, &self.writer).await?;
+        rewind::remove(&*store.objects, &mut manifests).await?;
         let uploads = Uploads::new(store.clone(), settings.part_bytes, &settings.staging, &settings.sink, &self.writer);
         uploads.clear().await;
         if let Some(retention) = &mut self.retention {
@@ -116,7 +125,7 @@ impl Sink for ObjectStoreSink {
                 streams.into_iter().collect()
             },
         });
-        Ok(Opened { checkpoint, promised })
+        Ok(Opened { checkpoint, promised, parked: Vec::new() })
     }
 
     async fn stage(&mut self, shape: &Arc<Shape>, run: Run<'_>) -> Result<()> {
@@ -210,6 +219,11 @@ impl Sink for ObjectStoreSink {
         }
         self.open = Some(open);
         Ok(Checkpoint { next: range.end })
+    }
+
+    async fn move_to(&mut self, to: Offset) -> Result<Moved> {
+        let mut open = self.open.take().ok_or_else(|| Error::retry("the sink is not open"))?;
+        rewind::move_to(&*open.store.objects, &mut open.manifests, to).await.inspect(|_| self.open = Some(open))
     }
 
     fn is_full(&self) -> bool {

@@ -62,6 +62,24 @@ pub(crate) fn failed(error: tokio_postgres::Error, attempt: impl Into<String>) -
     }
 }
 
+/// The table that the server says refuses: schema and name.
+pub(crate) fn table_of(error: &tokio_postgres::Error) -> Option<(&str, &str)> {
+    let error = error.as_db_error()?;
+    error.schema().zip(error.table())
+}
+
+/// An error while one table was written: what stays as it is, and a lock that
+/// is not had, concern it alone.
+pub(crate) fn of_table(error: Error, stream: &str) -> Error {
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<tokio_postgres::Error>());
+    let locked = cause.and_then(|cause| cause.code()).is_some_and(|code| code.code() == "55P03");
+    match error.action() {
+        Action::Halt => error.of_stream(stream),
+        Action::Retry if locked => error.of_stream(stream),
+        _ => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

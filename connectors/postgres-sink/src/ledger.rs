@@ -21,19 +21,21 @@ COMMENT ON TABLE _highwater.checkpoints IS 'how far each sink has come: everythi
 CREATE TABLE IF NOT EXISTS _highwater.tables (
     schema_name text, table_name text, sink text NOT NULL, source text NOT NULL, stream text NOT NULL,
     mode text NOT NULL, shape bigint NOT NULL, columns jsonb NOT NULL, key_columns text[] NOT NULL,
-    generation bigint NOT NULL, seen text, behind_since timestamptz,
+    generation bigint NOT NULL, seen text, behind_since timestamptz, behind_why text,
     PRIMARY KEY (schema_name, table_name), UNIQUE (sink, source, stream));
-COMMENT ON TABLE _highwater.tables IS 'whose each table is, and which columns of the source it has';
+ALTER TABLE _highwater.tables ADD COLUMN IF NOT EXISTS behind_why text;
+COMMENT ON TABLE _highwater.tables IS 'whose each table is, and which columns of the source it has; behind_since: it waits apart from the others';
 CREATE OR REPLACE VIEW _highwater.watermarks AS
-    SELECT sink, source, min(event_time) AS watermark, max(committed_at) AS committed_at
+    SELECT sink, source, min(event_time) AS watermark, max(committed_at) AS committed_at,
+           count(*) FILTER (WHERE lane <> '') AS tables_behind
       FROM _highwater.checkpoints GROUP BY sink, source;
 COMMENT ON VIEW _highwater.watermarks IS 'commit time at the source up to which all is here';";
 
 /// The sink's row of `_highwater.checkpoints`, held by this process.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
-    sink: String,
-    source: String,
+    pub(crate) sink: String,
+    pub(crate) source: String,
     log: LogId,
     epoch: Epoch,
     writer: String,
@@ -173,7 +175,10 @@ impl Ledger {
 
     /// The tables of this sink, which all are of one mode.
     pub(crate) async fn tables(&self, client: &Client, mode: &str) -> Result<Vec<Mirror>> {
-        let sql = format!("SELECT {}, mode FROM _highwater.tables WHERE sink = $1 AND source = $2", Mirror::COLUMNS);
+        let sql = format!(
+            "SELECT {}, mode FROM _highwater.tables WHERE sink = $1 AND source = $2 AND shape >= 0",
+            Mirror::COLUMNS
+        );
         let rows = client.query(&sql, &[&self.sink, &self.source]).await;
         let rows = rows.map_err(|error| failed(error, "could not read _highwater.tables"))?;
         let modes = rows.iter().map(|row| row.get::<_, String>(Mirror::FIELDS));
@@ -249,7 +254,9 @@ struct Held {
 /// Makes the schema where it is not; may be repeated.
 async fn create(client: &Client) -> Result<()> {
     let attempt = || "could not make the schema _highwater";
-    let there = client.query_one("SELECT to_regclass('_highwater.watermarks') IS NOT NULL", &[]).await;
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_attribute
+                 WHERE attrelid = to_regclass('_highwater.watermarks') AND attname = 'tables_behind')";
+    let there = client.query_one(sql, &[]).await;
     if there.map_err(|error| failed(error, attempt()))?.get(0) {
         return Ok(());
     }

@@ -19,6 +19,7 @@ mod error;
 mod fold;
 mod generation;
 mod history;
+mod lane;
 mod ledger;
 mod merge;
 mod plan;
@@ -34,5 +35,6 @@ mod wire;
 
 pub use check::{Finding, check};
 pub use drift::{Drift, drift};
+pub use lane::may_move_back;
 pub use settings::Settings;
 pub use sink::{Merged, PostgresSink};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use config::PostgresSink as Config;
 use config::WarehouseMode;
 use connector::{
-    Checkpoint, Error, Malformed, Mark, Opened, Result, Run, SchemaNumber, Shape, Sink, Step, TableKind, fault,
+    Checkpoint, Error, Malformed, Mark, Moved, Opened, Result, Run, SchemaNumber, Shape, Sink, Step, TableKind, fault,
 };
 use indexmap::IndexMap;
 use storage::{Epoch, LogId, Offset};
@@ -20,7 +20,7 @@ use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::table::{Mirror, place};
 use crate::types::OwnTypes;
-use crate::{bag, ddl, error, generation, merge, session};
+use crate::{bag, ddl, error, generation, lane, merge, session};
 
 /// Writes tables of a PostgreSQL warehouse.
 pub struct PostgresSink {
@@ -42,6 +42,8 @@ struct Open {
     plans: HashMap<SchemaNumber, Arc<Plan>>,
     /// By stream.
     mirrors: HashMap<String, Mirror>,
+    /// Where each stream goes, of those that were met.
+    places: HashMap<String, (String, String)>,
     made: Made,
     /// What waits, by stream and in order.
     waiting: IndexMap<String, Vec<Piece>>,
@@ -84,22 +86,24 @@ impl Sink for PostgresSink {
 
     async fn open(&mut self, log: LogId, epoch: Epoch) -> Result<Opened> {
         // Without the session its transaction is over.
-        self.open = None;
+        let places = self.open.take().map(|open| open.places).unwrap_or_default();
         let mut client = session::connect(&self.config.server).await?;
         let (ledger, checkpoint) = Ledger::take_over(&mut client, &self.settings, log, epoch, &self.writer).await?;
         let tables = ledger.tables(&client, mode(&self.settings)).await?;
+        let parked = ledger.parked(&client).await?;
         self.open = Some(Open {
             client,
             ledger,
             types: OwnTypes::default(),
             plans: HashMap::new(),
             mirrors: tables.into_iter().map(|mirror| (mirror.stream.clone(), mirror)).collect(),
+            places,
             made: Made::default(),
             waiting: IndexMap::new(),
             begun: None,
             staged: 0,
         });
-        Ok(Opened { checkpoint, promised: None })
+        Ok(Opened { checkpoint, promised: None, parked })
     }
 
     async fn stage(&mut self, shape: &Arc<Shape>, run: Run<'_>) -> Result<()> {
@@ -107,7 +111,7 @@ impl Sink for PostgresSink {
             return Ok(());
         }
         let (settings, open) = self.opened()?;
-        let plan = open.plan(shape).await?;
+        let plan = open.plan(settings, shape).await?;
         let grown = match settings.mode {
             WarehouseMode::History => {
                 let appended = open.appended(&plan);
@@ -141,7 +145,7 @@ impl Sink for PostgresSink {
             return Ok(());
         }
         let (settings, open) = self.opened()?;
-        let plan = open.plan(shape).await?;
+        let plan = open.plan(settings, shape).await?;
         // The first reading of a table is its beginning: nothing went before.
         if mark.generation <= 1 {
             if mark.op == Mark::BEGIN {
@@ -172,16 +176,43 @@ impl Sink for PostgresSink {
         let (settings, open) = self.opened()?;
         let position = step.position.as_ref().map(|position| (settings.position)(position.as_bytes()));
         let from = open.begin().await?;
-        open.ledger.advance(&open.client, from, &step, position).await?;
+        match step.lane() {
+            None => open.ledger.advance(&open.client, from, &step, position).await?,
+            Some(stream) => open.ledger.advance_lane(&open.client, from, stream, &step, position).await?,
+        }
         fault::point("pre-commit");
         // If the answer is lost, the outcome is in the row: the next `open` reads
         // it, behind the lock that the server holds until it is decided.
         let committed = open.client.batch_execute("COMMIT").await;
-        committed.map_err(|error| error::failed(error, "could not commit the step"))?;
+        if let Err(refused) = committed {
+            // A deferred constraint, of one table.
+            let stream = error::table_of(&refused).and_then(|(schema, name)| {
+                let named = |mirror: &&Mirror| (mirror.schema.as_str(), mirror.name.as_str()) == (schema, name);
+                open.mirrors.values().find(named).map(|mirror| mirror.stream.clone())
+            });
+            let failed = error::failed(refused, "could not commit the step");
+            return Err(match stream {
+                Some(stream) => error::of_table(failed, &stream),
+                None => failed,
+            });
+        }
         fault::point("post-commit");
         open.begun = None;
         open.staged = 0;
         Ok(Checkpoint { next: step.range().end })
+    }
+
+    async fn move_to(&mut self, to: Offset) -> Result<Moved> {
+        let (settings, open) = self.opened()?;
+        lane::move_to(&open.client, &open.ledger, open.mirrors.values(), settings, to).await?;
+        Ok(Moved::Done)
+    }
+
+    async fn park(&mut self, stream: &str, at: Offset, why: &str) -> Result<bool> {
+        let (settings, open) = self.opened()?;
+        let place = open.places.get(stream).cloned();
+        open.ledger.park(&open.client, stream, place, mode(settings), at, why).await?;
+        Ok(true)
     }
 
     fn is_full(&self) -> bool {
@@ -190,11 +221,13 @@ impl Sink for PostgresSink {
 }
 
 impl Open {
-    async fn plan(&mut self, shape: &Arc<Shape>) -> Result<Arc<Plan>> {
+    async fn plan(&mut self, settings: &Settings, shape: &Arc<Shape>) -> Result<Arc<Plan>> {
         if let Some(plan) = self.plans.get(&shape.number) {
             return Ok(plan.clone());
         }
-        self.types.learn(&self.client, &shape.table).await?;
+        let stream = shape.table.stream();
+        self.places.insert(stream.clone(), place(&shape.table, settings.schema.as_deref()));
+        self.types.learn(&self.client, &shape.table).await.map_err(|error| error::of_table(error, &stream))?;
         let plan = Arc::new(Plan::new(shape.clone(), &self.types));
         self.plans.insert(shape.number, plan.clone());
         Ok(plan)
@@ -253,44 +286,52 @@ impl Open {
         }
         self.begin().await?;
         for (stream, pieces) in std::mem::take(&mut self.waiting) {
-            for piece in pieces {
-                match piece {
-                    Piece::Rows(fold) if fold.is_empty() => {}
-                    Piece::Rows(fold) => {
-                        let mirror = self.shaped(settings, &fold.plan).await?.clone();
-                        if fold.plan.has_key() {
-                            merge::merge(&self.client, &mut self.made, &mirror, &fold).await?;
-                        } else {
-                            bag::merge(&self.client, &mut self.made, &mirror, &fold).await?;
-                        }
+            let applied = self.apply(settings, &stream, pieces).await;
+            applied.map_err(|error| error::of_table(error, &stream))?;
+            fault::point("half-merged");
+        }
+        Ok(())
+    }
+
+    /// Writes what waits of one table.
+    async fn apply(&mut self, settings: &Settings, stream: &str, pieces: Vec<Piece>) -> Result<()> {
+        for piece in pieces {
+            match piece {
+                Piece::Rows(fold) if fold.is_empty() => {}
+                Piece::Rows(fold) => {
+                    let mirror = self.shaped(settings, &fold.plan).await?.clone();
+                    if fold.plan.has_key() {
+                        merge::merge(&self.client, &mut self.made, &mirror, &fold).await?;
+                    } else {
+                        bag::merge(&self.client, &mut self.made, &mirror, &fold).await?;
                     }
-                    Piece::Append(rows) => {
-                        let mirror = self.shaped(settings, &rows.plan).await?.clone();
-                        history::append(&self.client, &mut self.made, &mirror, &rows, settings).await?;
+                }
+                Piece::Append(rows) => {
+                    let mirror = self.shaped(settings, &rows.plan).await?.clone();
+                    history::append(&self.client, &mut self.made, &mirror, &rows, settings).await?;
+                }
+                Piece::Table(plan) => {
+                    self.shaped(settings, &plan).await?;
+                }
+                Piece::Begin(plan, generation) => {
+                    // A table that is made now holds nothing to sweep.
+                    let new = !self.mirrors.contains_key(stream);
+                    self.shaped(settings, &plan).await?;
+                    if new {
+                        continue;
                     }
-                    Piece::Table(plan) => {
-                        self.shaped(settings, &plan).await?;
+                    if let Some(mirror) = self.mirrors.get_mut(stream) {
+                        generation::begin(&self.client, mirror, generation).await?;
+                        self.ledger.remember(&self.client, mirror, mode(settings)).await?;
                     }
-                    Piece::Begin(plan, generation) => {
-                        // A table that is made now holds nothing to sweep.
-                        if !self.mirrors.contains_key(&stream) {
-                            continue;
-                        }
-                        self.shaped(settings, &plan).await?;
-                        if let Some(mirror) = self.mirrors.get_mut(&stream) {
-                            generation::begin(&self.client, mirror, generation).await?;
-                            self.ledger.remember(&self.client, mirror, mode(settings)).await?;
-                        }
-                    }
-                    Piece::End(generation) => {
-                        if let Some(mirror) = self.mirrors.get_mut(&stream) {
-                            generation::end(&self.client, mirror, generation).await?;
-                            self.ledger.remember(&self.client, mirror, mode(settings)).await?;
-                        }
+                }
+                Piece::End(generation) => {
+                    if let Some(mirror) = self.mirrors.get_mut(stream) {
+                        generation::end(&self.client, mirror, generation).await?;
+                        self.ledger.remember(&self.client, mirror, mode(settings)).await?;
                     }
                 }
             }
-            fault::point("half-merged");
         }
         Ok(())
     }
@@ -299,8 +340,9 @@ impl Open {
     async fn shaped(&mut self, settings: &Settings, plan: &Plan) -> Result<&Mirror> {
         let stream = plan.shape.table.stream();
         let known = self.mirrors.get(&stream);
-        if known.is_none_or(|mirror| mirror.shape != plan.shape.number) {
-            let history = settings.mode == WarehouseMode::History;
+        let history = settings.mode == WarehouseMode::History;
+        let fits = |mirror: &Mirror| mirror.shape == plan.shape.number || (history && mirror.takes_older(&plan.shape));
+        if !known.is_some_and(fits) {
             let own = if history { history::columns(plan, &settings.meta_prefix) } else { Vec::new() };
             let mut mirror = match known {
                 None => {
@@ -350,8 +392,10 @@ fn unreadable(shape: &Shape, error: Malformed) -> Error {
 }
 
 fn refused(shape: &Shape, why: &str) -> Error {
+    let stream = shape.table.stream();
     let table = format!("{}.{}", shape.table.schema, shape.table.name);
-    Error::halt(format!("{table} has no key and {why}: its rows cannot be told apart")).hint(format!(
+    let refused = Error::halt(format!("{table} has no key and {why}: its rows cannot be told apart")).hint(format!(
         "at the source: ALTER TABLE {table} REPLICA IDENTITY FULL, or add a primary key; or leave the table out"
-    ))
+    ));
+    refused.of_stream(&stream)
 }

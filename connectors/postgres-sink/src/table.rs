@@ -1,6 +1,6 @@
 //! A table of the warehouse as `_highwater.tables` knows it.
 
-use connector::{Shape, Table};
+use connector::{Column, Shape, Table};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 
@@ -67,8 +67,21 @@ impl Mirror {
 
     /// The column here for each column of the shape that the table has.
     pub(crate) fn columns_of(&self, shape: &Shape) -> Option<Vec<&MirrorColumn>> {
-        let find = |name: &str| self.columns.iter().find(|column| !column.dropped && column.name == name);
-        shape.table.columns.iter().map(|column| find(&column.name)).collect()
+        shape.table.columns.iter().map(|column| self.column_of(column)).collect()
+    }
+
+    /// By the source's number, whatever it is called by now.
+    fn column_of(&self, column: &Column) -> Option<&MirrorColumn> {
+        let mut of_number = self.columns.iter().filter(|here| here.id == column.id);
+        let named = || self.columns.iter().find(|here| !here.dropped && here.name == column.name);
+        of_number.clone().find(|here| !here.dropped).or_else(named).or_else(|| of_number.next())
+    }
+
+    /// Whether rows of an older shape go into the table as it is: a history that
+    /// was moved back takes them again.
+    pub(crate) fn takes_older(&self, shape: &Shape) -> bool {
+        let fits = |column: &Column| self.column_of(column).is_some_and(|here| here.source_type == column.db_type);
+        self.shape > shape.number && shape.table.columns.iter().all(fits)
     }
 
     /// The key's names and types.

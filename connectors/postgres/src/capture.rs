@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use connector::{BatchWriter, Captured, Error, Op, Result, RowExtras, SchemaNumber, Schemas, Table, put_bytes};
+use connector::{BatchWriter, Captured, Error, Fresh, Op, Result, RowExtras, SchemaNumber, Schemas, Table, put_bytes};
 use storage::{Kind, LogBatch, Micros, StateChange};
 
 use crate::catalog::CatalogTable;
@@ -447,6 +447,23 @@ impl<S: Schemas> Capture<S> {
     pub(crate) fn read_again(&mut self, stream: &str) {
         self.state.extend(self.progress.again(stream));
         self.again = true;
+    }
+
+    /// Begins a generation of tables for one sink alone with the next round;
+    /// whether there is any that was not begun before.
+    pub(crate) fn read_for(&mut self, fresh: &Fresh) -> bool {
+        let changes: Vec<StateChange> = fresh
+            .streams
+            .iter()
+            .flat_map(|stream| self.progress.again_for(stream, &fresh.sink, fresh.serial))
+            .collect();
+        if changes.is_empty() {
+            return false;
+        }
+        tracing::info!(sink = fresh.sink, tables = fresh.streams.len(), "reading tables for it alone");
+        self.state.extend(changes);
+        self.again = true;
+        true
     }
 
     /// Whether a table has to be read again, since this was asked last.

@@ -43,6 +43,7 @@ pub use error::{ServerError, WireError};
 pub use lsn::{Lsn, NotAnLsn};
 pub use rehearsal::{Rehearsed, rehearse};
 pub use repair::{Plan, plan, read_again, repair};
+pub use slot::kept_by_slot;
 pub use source::{PostgresSource, TableReading, Watch, target};
 pub use survey::{Survey, SurveyedTable, survey};
 pub use tables::LeftOut;

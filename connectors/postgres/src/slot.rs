@@ -183,6 +183,16 @@ pub(crate) fn fits(ours: Ours<'_>, slot: Option<&Slot>, durable: Option<Lsn>) ->
     Ok(())
 }
 
+/// Bytes of its log that the server keeps for a source's slot.
+pub async fn kept_by_slot(config: &Postgres) -> Result<u64> {
+    let client = crate::control::connect(&crate::source::target(config)?).await?;
+    let sql = "SELECT greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
+                 FROM pg_replication_slots WHERE slot_name = $1 AND restart_lsn IS NOT NULL";
+    let failed = |error| control_failed(error, format!("could not measure slot {:?}", config.slot));
+    let row = client.query_opt(sql, &[&config.slot]).await.map_err(failed)?;
+    Ok(row.map_or(0, |row| row.get::<_, i64>(0) as u64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use config::{Postgres, PostgresTls, SnapshotMode};
-use connector::{Captured, Error, Result, Schemas, Source};
+use connector::{Captured, Error, Fresh, Result, Schemas, Source};
 use serde::Serialize;
 use storage::{Durable, Kind, LogBatch, Micros, Position, State};
 use tokio::runtime::Handle;
@@ -321,6 +321,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         // not at every start.
         let all_read = self.config.snapshot == SnapshotMode::Never || tables_read(&capture.compiler, &progress);
         shared.snapshot_done.store(all_read, Ordering::Relaxed);
+        Fresh::all(&state).into_iter().for_each(|fresh| shared.want_for(fresh));
         let (out, batches) = mpsc::channel(HANDED);
         if resume.is_none() {
             // The log knows from its first frame on whose it is and where it begins.
@@ -394,9 +395,16 @@ impl<S: Schemas> Source for PostgresSource<S> {
                 *self.goal.insert(goal)
             }
         };
-        let done = self.running.as_ref().is_some_and(|r| r.shared.snapshot_done.load(Ordering::Relaxed));
+        let done = self.running.as_ref().is_some_and(|r| r.shared.all_read());
         let durable = durable.and_then(|position| Lsn::from_bytes(position.as_bytes()));
         Ok(done && durable.is_some_and(|durable| durable >= goal))
+    }
+
+    fn read_for(&mut self, fresh: &Fresh) {
+        // One that is not open reads it in the state when it is.
+        if let Some(running) = &self.running {
+            running.shared.want_for(fresh.clone());
+        }
     }
 
     async fn close(&mut self) {

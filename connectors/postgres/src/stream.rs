@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use connector::{Captured, Error, Result, Schemas, fault};
+use connector::{Captured, Error, Fresh, Result, Schemas, fault};
 use storage::Micros;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) reading: AtomicBool,
     /// Streams that somebody asked to have read again.
     wanted: Mutex<Vec<String>>,
+    /// What sinks ask for themselves alone.
+    fresh: Mutex<Vec<Fresh>>,
 }
 
 impl Shared {
@@ -53,6 +55,31 @@ impl Shared {
 
     fn take_wanted(&self) -> Vec<String> {
         std::mem::take(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks for a reading for one sink alone.
+    pub(crate) fn want_for(&self, fresh: Fresh) {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).push(fresh);
+    }
+
+    fn fresh(&self) -> Vec<Fresh> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The first of them were heard; if something is to be read for them, not
+    /// all is read any more.
+    fn heard(&self, count: usize, reads: bool) {
+        let mut waiting = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        if reads {
+            self.snapshot_done.store(false, Ordering::Release);
+        }
+        waiting.drain(..count);
+    }
+
+    /// Whether every table is read, for whoever has asked.
+    pub(crate) fn all_read(&self) -> bool {
+        let waiting = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.is_empty() && self.snapshot_done.load(Ordering::Acquire)
     }
 
     pub(crate) fn durable(&self) -> Lsn {
@@ -223,6 +250,14 @@ impl<S: Schemas> Stream<S> {
                 for stream in self.shared.take_wanted() {
                     tracing::info!(stream, "is read again, as asked");
                     self.capture.read_again(&stream);
+                }
+                let fresh = self.shared.fresh();
+                if !fresh.is_empty() {
+                    let mut reads = false;
+                    for fresh in &fresh {
+                        reads |= self.capture.read_for(fresh);
+                    }
+                    self.shared.heard(fresh.len(), reads);
                 }
                 let due = asked || idle_since.elapsed() >= IDLE.min(self.heartbeat);
                 let ready = if self.capture.is_waiting() {

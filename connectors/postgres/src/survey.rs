@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 
 use config::Postgres;
-use connector::{Result, Table};
+use connector::Result;
 
 use crate::catalog;
 use crate::check::{Finding, check};
 use crate::control;
 use crate::error::control_failed;
 use crate::source::target;
-use crate::tables::matching;
 
 /// A database, looked at.
 #[derive(Clone, Debug)]

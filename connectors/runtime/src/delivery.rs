@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connector::{
-    Action, Batch, Checkpoint, Error, Malformed, Mark, Promise, Result, SchemaNumber, Shape, Shapes, Sink, Step, Table,
+    Batch, Checkpoint, Error, Fresh, Malformed, Mark, Promise, Result, SchemaNumber, Shape, Shapes, Sink, Step, Table,
 };
 use futures_util::{Stream, StreamExt};
 use storage::{EventLog, Frame, Kind, Log, Micros, Offset, OffsetRange, Position};
@@ -14,22 +14,22 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
 use crate::notes::Notes;
+use crate::orders;
 use crate::schemas::shapes_of;
-use crate::status::{Health, SinkStatus, now_micros};
+use crate::start::{Begun, Start};
+use crate::status::SinkStatus;
+use crate::supervise::Place;
 
 /// Time that a clean stop gives to a step that is under way.
-const LAST_STEP: Duration = Duration::from_secs(3);
+pub(crate) const LAST_STEP: Duration = Duration::from_secs(3);
 
 /// So much of the log that was for others ends a step too: else a sink of
 /// quiet tables would hold back retention for ever.
 const PASSED_BY: usize = 1 << 30;
 
-/// The state key of a sink's checkpoint, for retention while the sink is away.
-pub(crate) fn checkpoint_key(sink: &str) -> String {
-    format!("sink/{sink}")
-}
+/// How long the others wait for events while a parked table catches up.
+const TURN: Duration = Duration::from_millis(5);
 
 /// Which tables a sink takes.
 pub type Selection = Arc<dyn Fn(&Table) -> bool + Send + Sync>;
@@ -44,6 +44,10 @@ pub struct Delivery<K> {
     pub selection: Selection,
     /// A step ends when its first event has waited so long.
     pub age: Duration,
+    /// Where it begins if it is new.
+    pub start: Start,
+    /// Further behind it is detached, in bytes; 0: never.
+    pub max_backlog: u64,
     /// Told to whoever asks.
     pub status: SinkStatus,
 }
@@ -62,85 +66,21 @@ pub(crate) enum Outcome {
 enum Cut {
     Due,
     Stop,
+    /// Nothing has come, and a parked table waits for its turn.
+    Turn,
 }
 
 impl<K: Sink> Delivery<K> {
-    /// Delivers until cancelled, or until `goal` is there once it is known.
-    /// With `halted` the source has stopped for good.
-    pub(crate) async fn run(
-        mut self,
-        log: Log,
-        notes: Notes,
-        goal: watch::Receiver<Option<Offset>>,
-        cancel: CancellationToken,
-        halted: CancellationToken,
-    ) -> Outcome {
-        match self.until_done(&log, &notes, goal, &cancel).await {
-            Outcome::Done if halted.is_cancelled() => self.look_for_heir(&log).await,
-            outcome => outcome,
-        }
-    }
-
-    /// A source may have halted because another daemon, with a copy of the data
-    /// folder, has moved its slot on. The destination knows.
-    async fn look_for_heir(&mut self, log: &Log) -> Outcome {
-        match tokio::time::timeout(LAST_STEP, self.sink.open(log.id(), log.epoch())).await {
-            Ok(Err(error)) if error.action() == Action::Yield => Outcome::Failed(error),
-            _ => Outcome::Done,
-        }
-    }
-
-    async fn until_done(
-        &mut self,
-        log: &Log,
-        notes: &Notes,
-        goal: watch::Receiver<Option<Offset>>,
-        cancel: &CancellationToken,
-    ) -> Outcome {
-        let mut backoff = Backoff::new();
-        loop {
-            let before = self.status.get().steps;
-            let error = match self.deliver(log, notes, goal.clone(), cancel).await {
-                Ok(()) => {
-                    self.status.update(|state| state.health = Health::Stopped);
-                    return Outcome::Done;
-                }
-                Err(error) => error,
-            };
-            if self.status.get().steps > before {
-                backoff.reset();
-            }
-            self.status.fails(&error, now_micros());
-            if error.action() != Action::Retry {
-                return Outcome::Failed(error);
-            }
-            tracing::warn!(
-                sink = self.name,
-                error = error.chain(),
-                remedy = error.remedy(),
-                "delivery failed, will try again"
-            );
-            if !backoff.wait(cancel).await {
-                return Outcome::Done;
-            }
-        }
-    }
-
-    async fn deliver(
-        &mut self,
-        log: &Log,
-        notes: &Notes,
-        mut goal: watch::Receiver<Option<Offset>>,
-        cancel: &CancellationToken,
-    ) -> Result<()> {
-        let opened = tokio::select! {
+    /// Delivers until cancelled, or until the goal is there once it is known.
+    pub(crate) async fn deliver(&mut self, at: &Place, cancel: &CancellationToken) -> Result<()> {
+        let Place { log, notes, .. } = at;
+        let mut goal = at.goal.subscribe();
+        let begun = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            opened = self.sink.open(log.id(), log.epoch()) => opened?,
+            begun = self.begin(at) => begun?,
         };
-        let mut shapes = ShapeCache::new(log.clone(), self.selection.clone());
-        let begin = opened.promised.as_ref().map_or(log.start(), |promise| promise.range.start);
-        let mut checkpoint = opened.checkpoint.unwrap_or(Checkpoint { next: begin });
-        self.reachable(log, checkpoint)?;
+        let Begun { opened, mut checkpoint, mut lanes } = begun;
+        let mut shapes = ShapeCache::new(log.clone(), lanes.others(&self.selection));
         self.arrived(notes, checkpoint, None);
         self.status.works();
         tracing::info!(sink = self.name, checkpoint = checkpoint.next.0, "delivering");
@@ -151,7 +91,23 @@ impl<K: Sink> Delivery<K> {
         let mut frames = pin!(log.read(checkpoint.next));
         let mut step = Gathered::new(checkpoint);
         loop {
+            if let Some(stream) = lanes.resuming() {
+                let joined = tokio::select! {
+                    joined = self.catch_up(at, &mut lanes, &stream, checkpoint) => joined?,
+                    () = stopped_for(cancel, LAST_STEP) => return Ok(()),
+                };
+                if joined {
+                    shapes = ShapeCache::new(log.clone(), lanes.others(&self.selection));
+                    // What was passed over since, as nothing of the others', may be its.
+                    frames.set(log.read(checkpoint.next));
+                    step = Gathered::new(checkpoint);
+                }
+            }
+            step.patience = lanes.resuming().map(|_| Instant::now() + TURN);
             let cut = self.gather(&mut frames, &mut shapes, &mut step, &mut goal, cancel).await?;
+            if cut == Cut::Turn {
+                continue;
+            }
             if step.events > 0 || cut == Cut::Due {
                 let committing = self.commit(&step);
                 checkpoint = if cut == Cut::Stop && cancel.is_cancelled() {
@@ -172,6 +128,7 @@ impl<K: Sink> Delivery<K> {
                     state.steps += 1;
                 });
                 self.arrived(notes, checkpoint, Some(time));
+                self.read_whole(notes, log, &step.ended);
                 tracing::debug!(sink = self.name, events, checkpoint = checkpoint.next.0, "step committed");
             }
             if cut == Cut::Stop {
@@ -181,35 +138,25 @@ impl<K: Sink> Delivery<K> {
         }
     }
 
-    /// A checkpoint outside of what the log holds is not this log's.
-    fn reachable(&self, log: &Log, checkpoint: Checkpoint) -> Result<()> {
-        let (start, end) = (log.start(), log.high_water());
-        if checkpoint.next > end {
-            return Err(Error::halt(format!(
-                "sink {:?} holds everything up to offset {}, but the log ends at {end}: the log has lost its end",
-                self.name, checkpoint.next
-            ))
-            .hint(
-                "an older copy of the data folder was put back, or its disk lost what it had confirmed. Put the \
-                 newer data folder back; or point the sink at an empty destination to begin anew",
-            ));
-        }
-        if checkpoint.next < start {
-            return Err(Error::halt(format!(
-                "sink {:?} needs the log from offset {}, but retention has kept it only from {start} on",
-                self.name, checkpoint.next
-            ))
-            .hint("point the sink at an empty destination: it is then filled from what the log holds"));
-        }
-        Ok(())
-    }
-
-    fn arrived(&self, notes: &Notes, checkpoint: Checkpoint, event_time: Option<Micros>) {
+    pub(crate) fn arrived(&self, notes: &Notes, checkpoint: Checkpoint, event_time: Option<Micros>) {
         self.status.update(|state| {
             state.checkpoint = Some(checkpoint.next.0);
             state.event_time = event_time.map(|t| t.0).or(state.event_time);
         });
-        notes.put(checkpoint_key(&self.name), Some(checkpoint.next.0.to_string().into()));
+        notes.put_all(vec![orders::checkpoint_note(&self.name, checkpoint.next)]);
+    }
+
+    /// Of tables that were read for this sink alone, these are whole now.
+    pub(crate) fn read_whole(&self, notes: &Notes, log: &Log, ended: &[String]) {
+        if ended.is_empty() {
+            return;
+        }
+        let Some(mut fresh) = Fresh::all(&log.state()).into_iter().find(|fresh| fresh.sink == self.name) else {
+            return;
+        };
+        fresh.streams.retain(|stream| !ended.contains(stream));
+        let note = if fresh.streams.is_empty() { orders::fresh_done(&self.name) } else { fresh.change() };
+        notes.put_all(vec![note]);
     }
 
     /// Does a promised step exactly as it was announced.
@@ -260,15 +207,19 @@ impl<K: Sink> Delivery<K> {
         loop {
             let between = step.between;
             if between {
-                if cancel.is_cancelled() || goal.borrow().is_some_and(|goal| step.end >= goal) {
+                let all_there = goal.borrow().is_some_and(|goal| step.end >= goal) && step.patience.is_none();
+                if cancel.is_cancelled() || all_there {
                     return Ok(Cut::Stop);
+                }
+                if step.events == 0 && step.patience.is_some_and(|until| Instant::now() >= until) {
+                    return Ok(Cut::Turn);
                 }
                 let old = step.first_staged.is_some_and(|first| first.elapsed() >= self.age);
                 if old || (step.events > 0 && self.sink.is_full()) || step.bytes >= PASSED_BY {
                     return Ok(Cut::Due);
                 }
             }
-            let due = step.first_staged.map(|first| first + self.age);
+            let due = step.first_staged.map(|first| first + self.age).or(step.patience);
             // A goal is set once, and whoever set it has gone then.
             let unset = goal.borrow().is_none();
             tokio::select! {
@@ -289,7 +240,7 @@ impl<K: Sink> Delivery<K> {
         }
     }
 
-    async fn take(&mut self, frame: Frame, shapes: &mut ShapeCache, step: &mut Gathered) -> Result<()> {
+    pub(crate) async fn take(&mut self, frame: Frame, shapes: &mut ShapeCache, step: &mut Gathered) -> Result<()> {
         let (range, ends) = (frame.offsets, frame.ends_transaction);
         step.event_time = step.event_time.max(frame.event_time);
         let position = frame.position.clone();
@@ -300,7 +251,9 @@ impl<K: Sink> Delivery<K> {
                 let batch = Batch::new(frame);
                 for run in batch.runs() {
                     let run = run.map_err(|error| broken(range, error))?;
-                    if let Some(shape) = shapes.wanted(run.schema)? {
+                    if let Some(shape) = shapes.wanted(run.schema)?
+                        && run.is_for(&self.name)
+                    {
                         self.sink.stage(&shape, run).await?;
                         step.events += run.len() as u64;
                     }
@@ -314,6 +267,9 @@ impl<K: Sink> Delivery<K> {
                     {
                         self.sink.stage_mark(&shape, &mark, range.start).await?;
                         step.events += 1;
+                        if mark.op == Mark::END {
+                            step.ended.push(mark.stream);
+                        }
                     }
                 }
             }
@@ -331,45 +287,60 @@ impl<K: Sink> Delivery<K> {
     }
 
     async fn commit(&mut self, step: &Gathered) -> Result<Checkpoint> {
-        let range = OffsetRange { start: step.begin, end: step.end };
         let staged = self.sink.staged().await?;
-        let step = Step::new(Checkpoint { next: step.begin }, range, step.position.clone(), step.event_time)
-            .expect("the step was gathered from the checkpoint on");
-        self.sink.commit(staged, step).await
+        self.sink.commit(staged, step.step()).await
+    }
+
+    /// As `commit`, of a parked table alone.
+    pub(crate) async fn commit_lane(&mut self, stream: &str, step: &Gathered) -> Result<Checkpoint> {
+        let staged = self.sink.staged().await?;
+        self.sink.commit(staged, step.step().of_lane(stream)).await
     }
 }
 
 /// What a step has taken so far.
-struct Gathered {
-    begin: Offset,
-    end: Offset,
+pub(crate) struct Gathered {
+    pub(crate) begin: Offset,
+    pub(crate) end: Offset,
     /// Of the log, whether for this sink or not.
-    bytes: usize,
-    between: bool,
-    events: u64,
+    pub(crate) bytes: usize,
+    pub(crate) between: bool,
+    pub(crate) events: u64,
+    /// Readings that end in it, by stream.
+    pub(crate) ended: Vec<String>,
+    /// Until when nothing is waited for longer.
+    patience: Option<Instant>,
     first_staged: Option<Instant>,
     position: Option<Position>,
     event_time: Micros,
 }
 
 impl Gathered {
-    fn new(checkpoint: Checkpoint) -> Self {
+    pub(crate) fn new(checkpoint: Checkpoint) -> Self {
         Self {
             begin: checkpoint.next,
             end: checkpoint.next,
             bytes: 0,
             between: true,
             events: 0,
+            ended: Vec::new(),
+            patience: None,
             first_staged: None,
             position: None,
             event_time: Micros(i64::MIN),
         }
     }
+
+    fn step(&self) -> Step {
+        let range = OffsetRange { start: self.begin, end: self.end };
+        Step::new(Checkpoint { next: self.begin }, range, self.position.clone(), self.event_time)
+            .expect("the step was gathered from the checkpoint on")
+    }
 }
 
 /// Shapes by number, with whether they are wanted; the log's state is asked
 /// once a number.
-struct ShapeCache {
+pub(crate) struct ShapeCache {
     log: Log,
     selection: Selection,
     shapes: Shapes,
@@ -377,7 +348,7 @@ struct ShapeCache {
 }
 
 impl ShapeCache {
-    fn new(log: Log, selection: Selection) -> Self {
+    pub(crate) fn new(log: Log, selection: Selection) -> Self {
         Self { log, selection, shapes: Shapes::default(), wanted: HashMap::new() }
     }
 
@@ -414,7 +385,7 @@ async fn stopped_for(cancel: &CancellationToken, grace: Duration) {
     tokio::time::sleep(grace).await;
 }
 
-fn unreadable(error: storage::Error) -> Error {
+pub(crate) fn unreadable(error: storage::Error) -> Error {
     Error::halt("could not read the log").because(error).hint("run `highwater log check`")
 }
 

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connector::{Action, Captured, Error, Result, Source, fault};
-use storage::{EventLog, Kind, Log, LogBatch, Offset};
+use connector::{Action, Captured, Error, Fresh, Result, Source, fault};
+use storage::{EventLog, Kind, Log, LogBatch, Offset, StateChange};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::desk::{Request, Requests};
 use crate::gate::Gate;
 use crate::notes::Notes;
+use crate::orders::source_paused;
 use crate::quarantine::{Quarantine, Rules};
 use crate::schemas::SchemaBook;
 use crate::status::{Health, SourceStatus, now_micros};
@@ -37,6 +38,8 @@ pub(crate) struct Ingest<S> {
     /// Where to say the offset at which all that was asked for is durable;
     /// None: go on for ever.
     pub(crate) goal: Option<watch::Sender<Option<Offset>>>,
+    /// Changes when there is something ordered.
+    pub(crate) kicked: watch::Receiver<u64>,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -45,10 +48,14 @@ impl<S: Source> Ingest<S> {
     pub(crate) async fn run(mut self) -> Result<()> {
         let mut backoff = Backoff::new();
         loop {
+            if !self.paused().await? {
+                return Ok(());
+            }
             let before = self.status.get().batches;
             let ended = self.capture().await;
             let error = match ended {
                 Ok(Next::Reopen) => continue,
+                Ok(Next::End) if self.is_called_away() => continue,
                 Ok(Next::End) => {
                     self.source.close().await;
                     self.status.update(|state| state.health = Health::Stopped);
@@ -77,15 +84,77 @@ impl<S: Source> Ingest<S> {
         }
     }
 
+    /// Whether it ended because something was ordered.
+    fn is_called_away(&self) -> bool {
+        !self.cancel.is_cancelled() && self.kicked.has_changed().unwrap_or(false)
+    }
+
+    /// Stands still while that is what is ordered; false if cancelled meanwhile.
+    async fn paused(&mut self) -> Result<bool> {
+        loop {
+            self.kicked.mark_unchanged();
+            if source_paused(&self.log.state()).is_none() {
+                return Ok(true);
+            }
+            self.source.close().await;
+            if self.goal.is_some() {
+                return Err(Error::halt(format!("source {:?} is paused", self.name))
+                    .hint(format!("`highwater resume {}` lets it go on", self.name)));
+            }
+            self.status.stands(Health::Paused, None);
+            tracing::warn!(
+                source = self.name,
+                "paused: its slot keeps what is not read; `highwater resume` lets it go on"
+            );
+            loop {
+                tokio::select! {
+                    () = self.cancel.cancelled() => return Ok(false),
+                    kicked = self.kicked.changed() => {
+                        if kicked.is_err() {
+                            return Ok(false);
+                        }
+                        break;
+                    }
+                    () = self.notes.added() => write_notes(&self.log, &self.notes).await?,
+                }
+            }
+        }
+    }
+
+    /// What sinks ask of the source, by notes that are on their way to the log.
+    fn tell_source(&mut self, changes: &[StateChange]) {
+        for change in changes {
+            if let Some(fresh) = change.value.as_ref().and_then(|value| Fresh::from_entry(&change.key, value)) {
+                self.source.read_for(&fresh);
+            }
+        }
+    }
+
     async fn capture(&mut self) -> Result<Next> {
         // What a failed attempt left of a transaction comes again from its start.
         self.log.abort().await.map_err(log_failed)?;
         let resume = self.log.position().await.map_err(log_failed)?;
         let opened = {
+            let (log, notes) = (self.log.clone(), self.notes.clone());
+            // Sinks are at work meanwhile, and people give orders.
+            let writing = async move {
+                loop {
+                    notes.added().await;
+                    if let Err(error) = write_notes(&log, &notes).await {
+                        return error;
+                    }
+                }
+            };
             let opening = self.source.open(resume.as_ref(), self.log.state());
             tokio::select! {
                 () = self.cancel.cancelled() => return Ok(Next::End),
+                Ok(()) = self.kicked.changed() => {
+                    // Seen again by who asks whether it was called away.
+                    self.kicked.mark_changed();
+                    return Ok(Next::End);
+                }
                 opened = opening => opened,
+                error = writing => return Err(error),
             }
         };
         opened?;
@@ -93,6 +162,10 @@ impl<S: Source> Ingest<S> {
         let mut quarantine = Quarantine::open(self.log.clone(), self.rules.clone()).await?;
         self.tell(&mut gate);
         self.tell_waiting(&quarantine);
+        // Of what was asked for while it was opened.
+        for fresh in Fresh::all(&self.log.state()) {
+            self.source.read_for(&fresh);
+        }
         self.status.works();
         tracing::info!(source = self.name, "capturing");
         let mut waiting: VecDeque<Commit> = VecDeque::new();
@@ -103,6 +176,13 @@ impl<S: Source> Ingest<S> {
             tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => return self.finish(waiting, &mut gate, inside).await,
+                Ok(()) = self.kicked.changed(), if !inside => {
+                    self.kicked.mark_changed();
+                    if source_paused(&self.log.state()).is_some() {
+                        return self.finish(waiting, &mut gate, inside).await;
+                    }
+                    self.kicked.mark_unchanged();
+                }
                 done = oldest(&mut waiting), if !waiting.is_empty() => {
                     let appended = done.map_err(log_failed)?;
                     waiting.pop_front();
@@ -123,7 +203,9 @@ impl<S: Source> Ingest<S> {
                     let Some(Captured { mut batch, unfit }) = captured? else { return self.finish(waiting, &mut gate, inside).await };
                     inside = !batch.ends_transaction;
                     if !inside {
-                        batch.state.extend(self.notes.take());
+                        let notes = self.notes.take();
+                        self.tell_source(&notes);
+                        batch.state.extend(notes);
                     }
                     let records = u64::from(batch.records);
                     let mut held = None;
@@ -172,12 +254,12 @@ impl<S: Source> Ingest<S> {
                     None if self.cancel.is_cancelled() => return self.finish(waiting, &mut gate, inside).await,
                     None => {}
                 },
-                _ = ask.tick(), if self.goal.is_some() && waiting.is_empty() => {
+                _ = ask.tick(), if self.asks() && waiting.is_empty() => {
                     let durable = self.log.position().await.map_err(log_failed)?;
                     if self.source.caught_up(durable.as_ref()).await? {
                         let end = self.log.high_water();
                         tracing::info!(source = self.name, offset = end.0, "caught up");
-                        if let Some(goal) = self.goal.take() {
+                        if let Some(goal) = &self.goal {
                             goal.send_replace(Some(end));
                         }
                     }
@@ -254,6 +336,11 @@ impl<S: Source> Ingest<S> {
         Ok(())
     }
 
+    /// Whether it is still to be found where all ends that is wanted.
+    fn asks(&self) -> bool {
+        self.goal.as_ref().is_some_and(|goal| goal.borrow().is_none())
+    }
+
     /// None if cancelled while the log had no room.
     async fn append(&mut self, batch: LogBatch) -> Result<Option<Commit>> {
         tokio::select! {
@@ -265,13 +352,14 @@ impl<S: Source> Ingest<S> {
 
     async fn append_notes(&mut self) -> Result<Option<Commit>> {
         let Some(batch) = self.notes.batch() else { return Ok(None) };
+        self.tell_source(&batch.state);
         self.append(batch).await
     }
 
     /// What the log took is waited for and acknowledged, if it does not take long.
     async fn finish(&mut self, mut waiting: VecDeque<Commit>, gate: &mut Gate, inside: bool) -> Result<Next> {
         if !inside {
-            gate.counted().into_iter().for_each(|change| self.notes.put(change.key, change.value));
+            self.notes.put_all(gate.counted().into_iter().collect());
         }
         // A full disk must not hold up a stop; what is lost to the
         // acknowledgement is sent again and known by its position.
@@ -282,10 +370,16 @@ impl<S: Source> Ingest<S> {
 
     /// Between tries: sinks may still be at work, and their checkpoints count.
     async fn wait(&mut self, backoff: &mut Backoff) -> Result<bool> {
-        if let Some(commit) = self.append_notes().await? {
-            commit.await.map_err(log_failed)?;
+        write_notes(&self.log, &self.notes).await?;
+        let waited = backoff.wait(&self.cancel);
+        tokio::pin!(waited);
+        loop {
+            tokio::select! {
+                going_on = &mut waited => return Ok(going_on),
+                Ok(()) = self.kicked.changed() => return Ok(true),
+                () = self.notes.added() => write_notes(&self.log, &self.notes).await?,
+            }
         }
-        Ok(backoff.wait(&self.cancel).await)
     }
 }
 
@@ -295,6 +389,15 @@ enum Next {
     End,
     /// What the log's state says is to be begun with.
     Reopen,
+}
+
+/// Writes what sinks and people have left, while nothing else is appended.
+async fn write_notes(log: &Log, notes: &Notes) -> Result<()> {
+    if let Some(batch) = notes.batch() {
+        let appended = async { log.append(batch).await?.await };
+        appended.await.map_err(log_failed)?;
+    }
+    Ok(())
 }
 
 /// The oldest commit's outcome; it stays in the queue. Cancel-safe.

@@ -23,17 +23,25 @@ mod desk;
 mod gate;
 mod hold;
 mod ingest;
+mod lanes;
 mod notes;
+mod orders;
 mod pipeline;
 mod quarantine;
 mod schemas;
+mod start;
 mod status;
+mod supervise;
 
 pub use contract::{Contracts, Unfitting};
 pub use delivery::{Delivery, Selection};
 pub use desk::{Desk, Requests};
 pub use gate::{Approval, Approved, Hold, approve_stopped};
+pub use orders::{
+    Detached, Lane, Order, Orders, Replay, checkpoint, detached, lanes, replay, sink_paused, source_paused,
+};
 pub use pipeline::{Ended, Pipeline};
 pub use quarantine::{Deed, Discard, Discarded, Done, Filter, HeldRow, Recode, Rules, act_stopped, held_rows};
 pub use schemas::{Judged, Parked, Policy, SchemaBook};
+pub use start::Start;
 pub use status::{Health, Problem, Quarantined, SinkStatus, SourceStatus};

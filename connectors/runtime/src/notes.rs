@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use storage::{Kind, LogBatch, Micros, StateChange};
+use storage::{LogBatch, StateChange};
 use tokio::sync::Notify;
 
 /// The latest value a key; a later one replaces an earlier that was not yet written.
@@ -20,10 +20,10 @@ struct Shared {
 }
 
 impl Notes {
-    /// Leaves a note.
-    pub(crate) fn put(&self, key: impl Into<Bytes>, value: Option<Bytes>) {
+    /// Leaves several, which are written together.
+    pub(crate) fn put_all(&self, changes: Vec<StateChange>) {
         let mut pending = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.insert(key.into(), value);
+        pending.extend(changes.into_iter().map(|change| (change.key, change.value)));
         drop(pending);
         self.shared.added.notify_one();
     }
@@ -37,15 +37,7 @@ impl Notes {
     /// All of them as a batch of their own; None if there are none.
     pub(crate) fn batch(&self) -> Option<LogBatch> {
         let state = self.take();
-        (!state.is_empty()).then(|| LogBatch {
-            kind: Kind::Control,
-            position: None,
-            records: 0,
-            event_time: Micros(0),
-            payload: Bytes::new(),
-            state,
-            ends_transaction: true,
-        })
+        (!state.is_empty()).then(|| crate::orders::batch(state))
     }
 
     /// Returns when there may be some. Cancel-safe.

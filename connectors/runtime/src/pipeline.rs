@@ -1,22 +1,25 @@
 //! One source, its log, its sinks.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use connector::{Action, Error, Result, Sink, Source};
 use storage::{EventLog, Log, Offset};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::delivery::{Delivery, Outcome, checkpoint_key};
+use crate::delivery::{Delivery, Outcome};
 use crate::desk::Requests;
 use crate::ingest::Ingest;
 use crate::notes::Notes;
+use crate::orders::{self, Detached, Orders};
 use crate::quarantine::Rules;
 use crate::schemas::SchemaBook;
-use crate::status::SourceStatus;
+use crate::start::forgotten;
+use crate::status::{Health, SinkStatus, SourceStatus, now_micros};
+use crate::supervise::Place;
 
 /// How often retention looks.
 const RETENTION: Duration = Duration::from_secs(5);
@@ -41,6 +44,8 @@ pub struct Pipeline<S, K> {
     pub deliveries: Vec<Delivery<K>>,
     /// Told to whoever asks.
     pub status: SourceStatus,
+    /// Of this log.
+    pub orders: Orders,
     /// End when everything committed before the start is at every sink.
     pub until_caught_up: bool,
 }
@@ -69,22 +74,24 @@ enum Part {
 impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
     /// Until cancelled, done, or nothing is left that could go on. A sink that
     /// halts leaves the source and the other sinks at work, so the slot is
-    /// drained; when the last sink has halted, a person is called. A source
-    /// that halts, or a log that fails, ends it all.
+    /// drained, and tries again when it is told to; when all sinks have halted,
+    /// a person is called. A source that halts, or a log that fails, ends it all.
     pub async fn run(self, cancel: &CancellationToken) -> Ended {
-        let Self { name, source, log, book, requests, rules, deliveries, status, until_caught_up } = self;
+        let Self { name, source, log, book, requests, rules, deliveries, status, orders, until_caught_up } = self;
         let stop = cancel.child_token();
         let halted = CancellationToken::new();
-        let notes = Notes::default();
-        forget_removed_sinks(&log, &deliveries, &notes);
-        let (goal, wanted) = watch::channel(None);
-        let mut keep_open = None;
-        let ingest_goal = if until_caught_up {
-            Some(goal)
-        } else {
-            keep_open = Some(goal);
-            None
-        };
+        let notes = orders.notes.clone();
+        let known = |name: &str| deliveries.iter().any(|delivery| delivery.name == name);
+        let removed = forgotten(&log.state(), known);
+        if !removed.is_empty() {
+            tracing::warn!(
+                "of sinks that are no longer configured nothing is remembered, and the log is not kept for them"
+            );
+            notes.put_all(removed);
+        }
+        let goal = watch::Sender::new(None);
+        let new_log = log.high_water() == log.start();
+        let (halts, mut halted_sinks) = mpsc::unbounded_channel();
         let ingest = Ingest {
             name: name.clone(),
             source,
@@ -94,24 +101,35 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
             requests,
             rules,
             status,
-            goal: ingest_goal,
+            goal: until_caught_up.then(|| goal.clone()),
+            kicked: orders.listen(orders::SOURCE),
             cancel: stop.clone(),
         };
-        let mut sinks: BTreeMap<String, crate::status::SinkStatus> = BTreeMap::new();
+        let mut kept = Vec::new();
         let mut parts = JoinSet::new();
         parts.spawn(async move { Part::Ingest(ingest.run().await) });
         let mut left = deliveries.len();
         for delivery in deliveries {
-            sinks.insert(delivery.name.clone(), delivery.status.clone());
-            let running =
-                delivery_part(delivery, log.clone(), notes.clone(), wanted.clone(), stop.clone(), halted.clone());
-            parts.spawn(running);
+            let (name, status, max_backlog) = (delivery.name.clone(), delivery.status.clone(), delivery.max_backlog);
+            let place = Place {
+                log: log.clone(),
+                notes: notes.clone(),
+                goal: goal.clone(),
+                until_caught_up,
+                new_log,
+                kicked: orders.listen(&name),
+                halts: halts.clone(),
+                cancel: stop.clone(),
+                halted: halted.clone(),
+            };
+            kept.push(Kept { name: name.clone(), status, max_backlog });
+            parts.spawn(async move { Part::Delivery(name, delivery.run(place).await) });
         }
-        parts.spawn(retention(log.clone(), sinks, stop.clone()));
+        parts.spawn(retention(log.clone(), kept, orders.clone(), stop.clone()));
         parts.spawn(failure(log.clone(), stop.clone()));
 
         let mut ended = Ended::default();
-        let mut goal_watch = wanted.clone();
+        let mut goal_watch = goal.subscribe();
         if left == 0 && until_caught_up {
             let stop = stop.clone();
             parts.spawn(async move {
@@ -120,7 +138,24 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
                 Part::Retention
             });
         }
-        while let Some(part) = parts.join_next().await {
+        let mut halted_now: BTreeSet<String> = BTreeSet::new();
+        loop {
+            let part = tokio::select! {
+                part = parts.join_next() => match part {
+                    Some(part) => part,
+                    None => break,
+                },
+                Some((sink, halted)) = halted_sinks.recv() => {
+                    match halted {
+                        true => halted_now.insert(sink),
+                        false => halted_now.remove(&sink),
+                    };
+                    if halted_now.len() == left {
+                        stop.cancel();
+                    }
+                    continue;
+                }
+            };
             match part {
                 Ok(Part::Ingest(Ok(()))) | Ok(Part::Retention) => {}
                 Ok(Part::Ingest(Err(error))) => {
@@ -134,15 +169,15 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
                 }
                 Ok(Part::Delivery(sink, outcome)) => {
                     left -= 1;
+                    halted_now.remove(&sink);
                     if let Outcome::Failed(error) = outcome {
-                        tracing::error!(sink, error = error.chain(), remedy = error.remedy(), "sink has halted");
                         let superseded = error.action() == Action::Yield;
                         ended.failures.push((format!("sink {sink:?}"), error));
                         if superseded {
                             stop.cancel();
                         }
                     }
-                    if left == 0 {
+                    if halted_now.len() == left {
                         stop.cancel();
                     }
                 }
@@ -153,7 +188,6 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
                 }
             }
         }
-        drop(keep_open);
         // A failed log takes nothing more, and its sinks say again where they are.
         let _ = tokio::time::timeout(LAST_NOTES, leave_notes(&log, &notes)).await;
         ended
@@ -170,48 +204,65 @@ async fn leave_notes(log: &Log, notes: &Notes) -> storage::Result<()> {
     Ok(())
 }
 
-async fn delivery_part<K: Sink>(
-    delivery: Delivery<K>,
-    log: Log,
-    notes: Notes,
-    goal: watch::Receiver<Option<Offset>>,
-    stop: CancellationToken,
-    halted: CancellationToken,
-) -> Part {
-    let name = delivery.name.clone();
-    Part::Delivery(name, delivery.run(log, notes, goal, stop, halted).await)
+/// A sink that the log is kept for.
+struct Kept {
+    name: String,
+    status: SinkStatus,
+    max_backlog: u64,
 }
 
-/// A sink that is no longer configured must not hold back retention for ever.
-fn forget_removed_sinks<K>(log: &Log, deliveries: &[Delivery<K>], notes: &Notes) {
-    let state = log.state();
-    for (key, _) in state.prefix(checkpoint_key("").as_bytes()) {
-        let known = deliveries.iter().any(|d| checkpoint_key(&d.name).as_bytes() == key);
-        if !known {
-            tracing::warn!(sink = %String::from_utf8_lossy(key), "no longer configured, the log is not kept for it");
-            notes.put(key.to_vec(), None);
-        }
-    }
-}
-
-/// Keeps the log's floor at the least checkpoint: of every configured sink,
-/// what it last said, now or in an earlier run; one never heard of may want it all.
-async fn retention(log: Log, sinks: BTreeMap<String, crate::status::SinkStatus>, stop: CancellationToken) -> Part {
-    let state = log.state();
-    let remembered = |name: &str| -> Option<u64> {
-        let value = state.get(checkpoint_key(name).as_bytes())?;
-        std::str::from_utf8(value).ok()?.parse().ok()
-    };
+/// Keeps the log's floor at the least that a sink may need: of every configured
+/// sink, what it last said, now or in an earlier run; one never heard of may
+/// want it all. One that is further behind than it may be is detached.
+async fn retention(log: Log, sinks: Vec<Kept>, orders: Orders, stop: CancellationToken) -> Part {
     loop {
-        let floor = sinks
-            .iter()
-            .map(|(name, status)| status.get().checkpoint.or_else(|| remembered(name)).unwrap_or(log.start().0))
-            .min()
-            .unwrap_or_else(|| log.high_water().0);
+        let state = log.state();
+        let mut floor = log.high_water().0;
+        for sink in &sinks {
+            if orders::detached(&state, &sink.name).is_some() && orders::replay(&state, &sink.name).is_none() {
+                if sink.status.get().health != Health::Detached {
+                    orders.kick(&sink.name);
+                }
+                continue;
+            }
+            let remembered = orders::needs(&state, &sink.name);
+            let said = sink.status.get().checkpoint.or(orders::checkpoint(&state, &sink.name));
+            let needed = said.unwrap_or(log.start().0).min(remembered.unwrap_or(u64::MAX));
+            if sink.max_backlog > 0 {
+                detach(&log, &orders, &state, sink, said);
+            }
+            floor = floor.min(needed);
+        }
         log.retain_from(Offset(floor));
         tokio::select! {
             () = stop.cancelled() => return Part::Retention,
             () = tokio::time::sleep(RETENTION) => {}
+        }
+    }
+}
+
+/// What is too far behind is no longer waited for; the next look lets go of it,
+/// when the log's state says so.
+fn detach(log: &Log, orders: &Orders, state: &storage::State, sink: &Kept, checkpoint: Option<u64>) {
+    let behind = |next: u64| log.bytes_from(Offset(next)).ok().filter(|bytes| *bytes > sink.max_backlog);
+    // A replay is behind because somebody wants it to be.
+    if orders::replay(state, &sink.name).is_none()
+        && let Some(bytes) = checkpoint.and_then(behind)
+    {
+        let detached = Detached { since: now_micros(), bytes, max_backlog: sink.max_backlog };
+        orders.notes.put_all(vec![orders::detached_note(&sink.name, Some(&detached))]);
+        return;
+    }
+    for (stream, lane) in orders::lanes(state, &sink.name).filter(|(_, lane)| !lane.lost) {
+        if let Some(bytes) = behind(lane.next) {
+            tracing::error!(
+                sink = sink.name,
+                stream,
+                bytes,
+                "the table has waited for longer than `max_backlog`: the log is no longer kept for it, and it must be read again"
+            );
+            let lost = orders::Lane { lost: true, ..lane };
+            orders.notes.put_all(vec![orders::lane_note(&sink.name, &stream, Some(&lost))]);
         }
     }
 }

@@ -20,6 +20,10 @@ pub enum Health {
     Retrying,
     /// Failed; a person must act.
     Halted,
+    /// Stands still, as a person has ordered.
+    Paused,
+    /// Was too far behind; a person must act.
+    Detached,
     /// Ended as told.
     Stopped,
 }
@@ -146,6 +150,16 @@ impl<T: Clone + Patient> Status<T> {
             let (since, tries) = problem.as_ref().map_or((now, 0), |p| (p.since, p.tries));
             let remedy = error.remedy().map(str::to_owned);
             *problem = Some(Problem { error: error.chain(), remedy, since, tries: tries + 1 });
+        });
+    }
+}
+
+impl<T: Clone + Patient> Status<T> {
+    /// It stands still, and not for an error.
+    pub(crate) fn stands(&self, as_: Health, problem: Option<Problem>) {
+        self.update(|state| {
+            let (health, told) = state.parts();
+            (*health, *told) = (as_, problem);
         });
     }
 }

@@ -188,3 +188,35 @@ fn a_log_can_be_read_by_who_may_not_write_it() {
     assert_eq!(file.length().unwrap(), 7);
     assert!(file.write_at(b"x", 0).is_err());
 }
+
+#[test]
+fn an_offset_is_taken_to_where_its_transaction_begins_and_what_follows_is_measured() {
+    block_on(async {
+        let options = Options { segment_bytes: 3 << 20, ..Options::default() };
+        let (log, _) = Log::open_on(Simulated::new(), "/log", options).unwrap();
+        let mut begins = Vec::new();
+        for n in 0..20 {
+            let first = log.high_water();
+            for part in 0..3 {
+                let open = LogBatch { ends_transaction: part == 2, ..batch(n, 2, 200 << 10) };
+                log.append(open).await.unwrap().await.unwrap();
+            }
+            begins.extend([first; 6]);
+        }
+        log.abort().await.unwrap();
+        for (offset, begin) in begins.iter().enumerate() {
+            assert_eq!(log.transaction_at(Offset(offset as u64)).unwrap(), *begin, "{offset}");
+        }
+        assert_eq!(log.transaction_at(log.high_water()).unwrap(), log.high_water());
+        let (all, mut before) = (log.stats().bytes, u64::MAX);
+        for offset in 0..=log.high_water().0 {
+            let bytes = log.bytes_from(Offset(offset)).unwrap();
+            assert!(bytes <= before, "{offset}");
+            let about = (log.high_water().0 - offset) * (100 << 10);
+            assert!(bytes + (1 << 20) >= about && bytes <= about + (2 << 20), "{offset}: {bytes}, about {about}");
+            before = bytes;
+        }
+        assert!(log.bytes_from(Offset(0)).unwrap() <= all);
+        assert_eq!(log.bytes_from(log.high_water()).unwrap(), 0);
+    });
+}

@@ -84,6 +84,28 @@ fn a_snapshot_batch_gets_its_place_later() {
     assert_eq!(batch.runs().next().unwrap().unwrap().first_ordinal, 4711);
 }
 
+#[test]
+fn rows_for_some_sinks_are_for_no_other() {
+    let mut writer = BatchWriter::new();
+    writer.begin_for("lake,hall", b"12345678", Micros(5), "", 0);
+    writer.open_row(1).extend_from_slice(b"one");
+    writer.close_row(Op::Read, RowExtras::default());
+    writer.begin(b"12345678", Micros(5), "7", 3);
+    writer.open_row(1).extend_from_slice(b"two");
+    writer.close_row(Op::Insert, RowExtras::default());
+    let (payload, records) = writer.take().unwrap();
+    let mut payload = payload.to_vec();
+    patch_first_ordinal(&mut payload, 4711).unwrap();
+    let batch = frame(payload.into(), records, None);
+    let runs: Vec<_> = batch.runs().map(Result::unwrap).collect();
+    let takes = |i: usize| ["lake", "hall", "all", ""].map(|sink| runs[i].is_for(sink));
+    assert_eq!(takes(0), [true, true, false, false]);
+    assert_eq!(takes(1), [true; 4]);
+    assert_eq!((runs[0].first_ordinal, runs[0].transaction.tx), (4711, ""));
+    assert_eq!((runs[1].first_ordinal, runs[1].transaction.tx), (3, "7"));
+    assert_eq!(runs[0].changes().next().unwrap().unwrap().value, b"one");
+}
+
 proptest::proptest! {
     #[test]
     fn hostile_bytes_never_panic(mut bytes: Vec<u8>, version: bool) {

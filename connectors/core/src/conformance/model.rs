@@ -158,7 +158,7 @@ impl Sink for ModelSink {
         }
         self.put(next.clone()).await?;
         let promised = next.announced.map(|(range, streams)| Promise { range, streams });
-        Ok(Opened { checkpoint: next.next.map(|next| Checkpoint { next: Offset(next) }), promised })
+        Ok(Opened { checkpoint: next.next.map(|next| Checkpoint { next: Offset(next) }), promised, parked: Vec::new() })
     }
 
     async fn stage(&mut self, shape: &Arc<Shape>, run: Run<'_>) -> Result<()> {

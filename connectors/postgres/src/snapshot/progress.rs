@@ -8,7 +8,7 @@ use storage::{State, StateChange};
 
 use crate::catalog::CatalogTable;
 
-const TABLE: &str = "source/table/";
+const TABLE: &str = connector::FOLLOWED;
 const CHUNK: &str = "source/chunk/";
 const OWED: &str = "source/owed/";
 
@@ -34,12 +34,31 @@ pub(crate) struct Generation {
     pub(crate) chunk_blocks: u64,
     /// Rows read so far.
     pub(crate) rows: u64,
+    /// The sinks it is meant for; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sinks: Vec<String>,
+    /// Another is to follow, for these sinks alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) next_for: Option<Vec<String>>,
+    /// What each sink has asked for itself last, and was heard.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) heard: BTreeMap<String, i64>,
 }
 
 impl Generation {
     /// Whether it is a reading of this very table, followed ever since.
     pub(crate) fn is_of(&self, table: &CatalogTable) -> bool {
         (self.oid, self.published) == (table.oid, table.published)
+    }
+
+    /// For whom the next reading of a table is, after this one.
+    pub(crate) fn sinks_of_next(&self, table: &CatalogTable) -> Vec<String> {
+        // What was rewritten since is still the table that was asked for.
+        match &self.next_for {
+            Some(sinks) if self.is_of(table) => sinks.clone(),
+            None if self.is_of(table) && !self.finished => self.sinks.clone(),
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -135,9 +154,50 @@ impl Progress {
     pub(crate) fn again(&self, stream: &str) -> Vec<StateChange> {
         match self.get(stream).generation {
             // Another oid than any table's.
-            Some(generation) => self.set(stream, Generation { oid: 0, finished: false, ..generation }),
+            Some(generation) => {
+                let (sinks, next_for) = (Vec::new(), None);
+                self.set(stream, Generation { oid: 0, finished: false, sinks, next_for, ..generation })
+            }
             None => Vec::new(),
         }
+    }
+
+    /// The reading under way has to begin anew, for whom it is.
+    pub(crate) fn anew(&self, stream: &str) -> Vec<StateChange> {
+        match self.get(stream).generation {
+            Some(generation) => {
+                let next_for = Some(generation.next_for.unwrap_or_else(|| generation.sinks.clone()));
+                self.set(stream, Generation { finished: false, next_for, ..generation })
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// The table is read again for one sink alone, once for each asking. What
+    /// is under way for others begins anew, for both.
+    pub(crate) fn again_for(&self, stream: &str, sink: &str, serial: i64) -> Vec<StateChange> {
+        let Some(mut generation) = self.get(stream).generation else { return Vec::new() };
+        if generation.heard.get(sink) == Some(&serial) {
+            return Vec::new();
+        }
+        let pending = match generation.next_for.take() {
+            Some(sinks) => Some(sinks),
+            None if generation.finished => None,
+            None => Some(std::mem::take(&mut generation.sinks)),
+        };
+        // None is waited for; of those under way an empty list is all.
+        let sinks = match pending {
+            None => vec![sink.to_owned()],
+            Some(all) if all.is_empty() => all,
+            Some(mut sinks) => {
+                if !sinks.iter().any(|other| other == sink) {
+                    sinks.push(sink.into());
+                }
+                sinks
+            }
+        };
+        generation.heard.insert(sink.into(), serial);
+        self.set(stream, Generation { finished: false, next_for: Some(sinks), ..generation })
     }
 
     /// The table is followed no more.

@@ -108,6 +108,7 @@ impl<S: Schemas> Round<'_, S> {
             // What has no key cannot be read in parts: a row that moved would come twice.
             let goes_on = before.generation.as_ref().is_some_and(|g| {
                 !g.finished
+                    && g.next_for.is_none()
                     && g.is_of(table)
                     && g.file_nodes == nodes
                     && g.shape == compiled.number
@@ -119,6 +120,9 @@ impl<S: Schemas> Round<'_, S> {
                     let generation = Generation {
                         oid: table.oid,
                         published: table.published,
+                        sinks: before.as_ref().map_or_else(Vec::new, |g| g.sinks_of_next(table)),
+                        next_for: None,
+                        heard: before.as_ref().map(|g| g.heard.clone()).unwrap_or_default(),
                         generation: before.map_or(1, |g| g.generation + 1),
                         finished: false,
                         file_nodes: nodes,
@@ -146,14 +150,16 @@ impl<S: Schemas> Round<'_, S> {
                 for number in 0..leaf.blocks.div_ceil(generation.chunk_blocks).max(1) {
                     total += 1;
                     if !before.chunks.contains(&(leaf.oid, number)) {
-                        add(chunk_of(job, &compiled, leaf, number, generation.chunk_blocks));
+                        let chunk = chunk_of(job, &compiled, leaf, number, generation.chunk_blocks);
+                        add(Chunk { audience: generation.sinks.join(","), ..chunk });
                     }
                 }
             }
             self.progress.set_total(&compiled.stream, total);
             let owed: Vec<&Vec<String>> = before.owed.iter().collect();
             for keys in owed.chunks(OWED) {
-                add(owed_chunk(job, table, &compiled, keys));
+                let chunk = owed_chunk(job, table, &compiled, keys);
+                add(Chunk { audience: generation.sinks.join(","), ..chunk });
             }
             tracing::info!(table = table.qualified(), generation = generation.generation, chunks = left, point = %point, "reading");
             jobs.push(Job { table: table.clone(), compiled, generation, left, changed: false });
@@ -256,7 +262,8 @@ impl<S: Schemas> Round<'_, S> {
         for job in &jobs {
             again |= job.left > 0 || job.changed;
             if job.changed {
-                hand(end_of_chunk(self.progress.again(&job.compiled.stream), self.now))?;
+                // For whom it was it is again.
+                hand(end_of_chunk(self.progress.anew(&job.compiled.stream), self.now))?;
             }
         }
         Ok(again)
@@ -282,7 +289,7 @@ impl<S: Schemas> Round<'_, S> {
             stream: compiled.stream.clone(),
             shape: compiled.number,
             generation: generation.generation,
-            sinks: Vec::new(),
+            sinks: generation.sinks.clone(),
             position: self.prepared.point.to_bytes().to_vec(),
             ordinal,
             commit_time: self.now.0,
@@ -308,6 +315,7 @@ fn chunk_of(job: usize, compiled: &Compiled, leaf: &Leaf, number: u64, blocks: u
         locked: leaf.name.clone(),
         plan: compiled.plan.clone(),
         schema: compiled.number,
+        audience: String::new(),
         owed: None,
     }
 }
@@ -340,6 +348,7 @@ fn owed_chunk(job: usize, table: &CatalogTable, compiled: &Compiled, keys: &[&Ve
         locked: table.quoted(),
         plan: compiled.plan.clone(),
         schema: compiled.number,
+        audience: String::new(),
         owed: Some(keys.iter().map(|key| (*key).clone()).collect()),
     }
 }

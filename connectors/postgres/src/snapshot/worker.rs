@@ -34,6 +34,8 @@ pub(crate) struct Chunk {
     pub(crate) locked: String,
     pub(crate) plan: Arc<Plan>,
     pub(crate) schema: SchemaNumber,
+    /// The sinks that it is read for, with commas between; empty: all.
+    pub(crate) audience: String,
     /// Keys, not blocks.
     pub(crate) owed: Option<BTreeSet<Vec<String>>>,
 }
@@ -152,7 +154,7 @@ fn read(
     let mut held_bytes = 0;
     let mut lane = None;
     let (mut rows, started) = (0u64, Instant::now());
-    writer.begin(&work.position, work.time, "", 0);
+    writer.begin_for(&chunk.audience, &work.position, work.time, "", 0);
     while let Some(data) = connection.copy_row().map_err(failed)? {
         let mut data = data;
         if let Some(rest) = data.strip_prefix(b"PGCOPY\n\xff\r\n\0") {
@@ -181,7 +183,7 @@ fn read(
                 held_bytes += payload.len();
                 held.push((payload.into(), records, std::mem::take(&mut unfit)));
             }
-            writer.begin(&work.position, work.time, "", 0);
+            writer.begin_for(&chunk.audience, &work.position, work.time, "", 0);
             if held_bytes > HELD || lane.is_some() {
                 lane.get_or_insert_with(|| work.lane.lock().unwrap_or_else(PoisonError::into_inner));
                 for (payload, records, unfit) in held.drain(..) {
