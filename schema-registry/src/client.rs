@@ -78,6 +78,34 @@ impl Client {
         id.ok_or_else(|| self.unusable("it gave no id"))
     }
 
+    /// Whether a schema is a version of the subject.
+    pub(crate) async fn is_version(&self, subject: &str, new: &NewSchema) -> Result<bool> {
+        match self.ask(Method::POST, &["subjects", subject], &[], Some(json!(new))).await {
+            Ok(_) => Ok(true),
+            Err(Error::Answered { status: 404, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Violations and what surrounds them; empty: it may be registered.
+    pub(crate) async fn compare(&self, subject: &str, new: &NewSchema) -> Result<Vec<String>> {
+        let path = ["compatibility", "subjects", subject, "versions"];
+        let answer = match self.ask(Method::POST, &path, &[("verbose", "true")], Some(json!(new))).await {
+            // A subject without versions: nothing is in its way.
+            Err(Error::Answered { status: 404, .. }) => return Ok(Vec::new()),
+            answer => answer?,
+        };
+        if answer["is_compatible"] == true {
+            return Ok(Vec::new());
+        }
+        let messages: Vec<String> = self.read(answer["messages"].clone()).unwrap_or_default();
+        Ok(if messages.is_empty() {
+            vec!["the registry calls it incompatible, and does not say why".into()]
+        } else {
+            messages
+        })
+    }
+
     /// All versions, softly deleted ones too, and the levels. Modes are left
     /// out: a registry that is copied is mostly read only just then.
     pub async fn export(&self) -> Result<Vec<Entry>> {

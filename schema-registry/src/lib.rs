@@ -27,7 +27,7 @@ pub use client::{Client, Elsewhere};
 pub use compatibility::{Level, Violation, ViolationKind};
 pub use content::{Content, Guid, NewSchema, Reference, SchemaType};
 pub use error::{Code, Error, Refusal, Result};
-pub use registrar::Registrar;
+pub use registrar::{Check, Registrar};
 pub use registry::{Config, Found, Mode, Registered, Registry, SchemaId, Shown, Version, Which};
 pub use server::{Role, Serve, Server, TlsFiles, Token, User, hash_password};
 pub use store::{Limits, Store};
