@@ -15,7 +15,7 @@ pub use fault::{Fault, Faults};
 pub use file::{Config, Destination, Log, Sink, Source};
 pub use object_store::ObjectStore;
 pub use pattern::Patterns;
-pub use postgres::{Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
+pub use postgres::{OnIncompatible, Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
 pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};
 pub use registry::{
     ExternalRegistry, Registry, RegistryRole, RegistryTls, RegistryToken, RegistryUser, ServedRegistry,

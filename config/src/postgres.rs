@@ -62,6 +62,8 @@ pub struct Postgres {
     pub heartbeat: Duration,
     /// A greater row stops the source until a quarantine exists.
     pub max_row: u64,
+    /// What is done with a table whose new shape its subject's level forbids.
+    pub on_incompatible: OnIncompatible,
     /// By pattern of `schema.table`; later ones win.
     pub table_options: Vec<(Patterns, TableOptions)>,
 }
@@ -73,6 +75,31 @@ pub struct TableOptions {
     pub columns: Patterns,
     /// Columns carried as the database's text.
     pub as_text: Vec<String>,
+    /// The source's, unless the table has its own.
+    pub on_incompatible: OnIncompatible,
+}
+
+/// What is done with a table whose new shape its subject's level forbids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnIncompatible {
+    /// Its changes are held back until somebody approves.
+    #[default]
+    Park,
+    /// It becomes a new version all the same.
+    Evolve,
+    /// The daemon ends.
+    Halt,
+}
+
+impl OnIncompatible {
+    fn read(section: &mut Section<'_>, default: Self) -> Self {
+        let all = [(Self::Park, "park"), (Self::Evolve, "evolve"), (Self::Halt, "halt")];
+        let mut choices = all.map(|(_, name)| name);
+        // The first is what counts where nothing is said.
+        choices.sort_by_key(|name| all.iter().any(|(policy, n)| n == name && *policy != default));
+        let chosen = section.choice("on_incompatible", &choices);
+        all.into_iter().find(|(_, name)| *name == chosen).map_or(default, |(policy, _)| policy)
+    }
 }
 
 /// Encryption of a server's connections.
@@ -120,6 +147,7 @@ impl Postgres {
             snapshot_rows_per_second: 0,
             heartbeat: section.duration("heartbeat").unwrap_or(Duration::from_secs(10)),
             max_row: section.bytes("max_row").unwrap_or(64 << 20),
+            on_incompatible: OnIncompatible::read(&mut section, OnIncompatible::Park),
             table_options: Vec::new(),
         };
         let slot_is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -148,7 +176,11 @@ impl Postgres {
                 }
             };
             let mut table = Section::new(&path, value, section.faulty);
-            let mut options = TableOptions { columns: table.patterns("columns", "*"), as_text: Vec::new() };
+            let mut options = TableOptions {
+                columns: table.patterns("columns", "*"),
+                as_text: Vec::new(),
+                on_incompatible: OnIncompatible::read(&mut table, source.on_incompatible),
+            };
             if let Some(mut carried) = table.section("as") {
                 for (column, how) in carried.rest() {
                     if how.as_str() != Some("text") {
@@ -163,6 +195,11 @@ impl Postgres {
         }
         section.finish();
         source
+    }
+
+    /// What is done with a table whose new shape its subject's level forbids.
+    pub fn on_incompatible(&self, schema: &str, table: &str) -> OnIncompatible {
+        self.options(schema, table).map_or(self.on_incompatible, |options| options.on_incompatible)
     }
 
     /// The options of a table.

@@ -120,6 +120,40 @@ pub(crate) enum Schemas {
         #[arg(long)]
         version: Option<u32>,
     },
+    /// Why a table is held back: both sides, what changed, and all that forbids it
+    Diff {
+        /// The source
+        source: String,
+        /// As schema.table
+        table: String,
+    },
+    /// Lets a table that is held back go on, if its subject's level allows it by now
+    Approve {
+        /// The source
+        source: String,
+        /// As schema.table
+        table: String,
+        /// Whatever the level says
+        #[arg(long)]
+        as_new_version: bool,
+        /// Whatever the level says; what waits is given up, and the table read anew
+        #[arg(long, conflicts_with = "as_new_version")]
+        reset_table: bool,
+    },
+    /// What an ALTER would do: run in a transaction on the source that is rolled back
+    Plan {
+        /// The source
+        source: String,
+        /// The statements
+        #[arg(long)]
+        sql: PathBuf,
+        /// Another role on the same database, who may alter: postgres://role@host/database
+        #[arg(long)]
+        url: Option<String>,
+        /// File with that role's password
+        #[arg(long, requires = "url")]
+        password_file: Option<PathBuf>,
+    },
     /// Everything, as lines of JSON
     Export {
         /// Where to [default: stdout]

@@ -9,7 +9,7 @@ use connector_postgres::{Finding, Severity};
 use serde_json::json;
 
 use crate::exit::Exit;
-use crate::{out, sinks, status};
+use crate::{held, out, sinks, status};
 
 pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     let mut all: Vec<(String, Finding)> = vec![("data folder".into(), data_folder(&config.data_dir))];
@@ -18,6 +18,8 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
         let Source::Postgres(source) = source;
         let findings = connector_postgres::check(source, status::durable(&config, name)).await;
         all.extend(findings.into_iter().map(|finding| (format!("source {name}"), finding)));
+        let held = held::from_files(&config, name).unwrap_or_default();
+        all.extend(held.iter().map(|held| (format!("source {name}"), finding(held))));
         // What hinders this has just been told.
         captured.insert(name, connector_postgres::captured(source).await.unwrap_or_default());
     }
@@ -52,6 +54,24 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
         }
     }
     if failing { Exit::Unequal } else { Exit::Done }
+}
+
+/// A table that is held back: what was captured of it does not arrive.
+fn finding(held: &serde_json::Value) -> Finding {
+    let text = |name: &str| held[name].as_str().unwrap_or_default().to_owned();
+    let why = |shape: &serde_json::Value| {
+        let all = shape["violations"].as_array().cloned().unwrap_or_default();
+        all.iter().filter_map(|violation| violation.as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let why: Vec<String> = held["shapes"].as_array().into_iter().flatten().flat_map(why).collect();
+    let what = format!(
+        "{} is held back since {}, {} events wait: {}",
+        text("table"),
+        text("since"),
+        held["events"],
+        if why.is_empty() { "its shape was another for a while".into() } else { why.join("; ") }
+    );
+    Finding { severity: Severity::Error, what, sql: None, remedy: Some(text("remedy")) }
 }
 
 /// Whether `run` could write there; a file that no one sees is the proof.

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use config::{Config, Source};
 use connector::{Error, Result, Table, TableKind};
 use connector_postgres::PostgresSource;
-use connector_runtime::{Delivery, Ended, Pipeline, SchemaBook, SinkStatus, SourceStatus};
+use connector_runtime::{Delivery, Desk, Ended, Pipeline, SinkStatus, SourceStatus};
 use serde_json::{Value, json};
 use storage::{EventLog, Log, Options, Retain};
-use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, failure, log_error};
 use crate::registry::Registry;
 use crate::status::Live;
-use crate::{control, layout, progress, sinks, snapshot, status};
+use crate::{control, held, layout, plan, progress, sinks, snapshot, status};
 
 pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
     let stop = CancellationToken::new();
@@ -72,11 +71,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let mut logs = Vec::new();
     for name in config.sources.keys() {
         let folder = layout::log(&config, name);
-        let options = Options {
-            segment_bytes: config.log.segment_bytes,
-            retain: Retain { age: Some(config.log.retain_age), bytes: Some(config.log.retain_bytes) },
-            ..Options::default()
-        };
+        let options = log_options(&config);
         let opened = folder.clone();
         let log = tokio::task::spawn_blocking(move || Log::open(opened, options)).await;
         let log = log.map_err(|error| Error::halt("could not open the log").because(error))?;
@@ -90,8 +85,9 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let mut lives = Vec::new();
     for (name, log) in &logs {
         let Source::Postgres(source_config) = &config.sources[name];
-        let schemas = Arc::new(SchemaBook::open(log.clone(), registry.registrar.clone(), Handle::current())?);
-        let source = PostgresSource::new(name, Arc::new((**source_config).clone()), schemas)?;
+        let book = Arc::new(held::book(source_config, log, registry.registrar.clone())?);
+        let source = PostgresSource::new(name, Arc::new((**source_config).clone()), book.clone())?;
+        let (desk, requests) = Desk::new(book.clone());
         let mut deliveries = Vec::new();
         let mut live = Live {
             name: name.clone(),
@@ -99,6 +95,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             log: log.clone(),
             status: SourceStatus::default(),
             watch: source.watch(),
+            desk,
+            book: book.clone(),
             sinks: Vec::new(),
         };
         for (sink_name, sink) in config.sinks.iter().filter(|(_, sink)| sink.from.contains(name)) {
@@ -121,6 +119,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             name: name.clone(),
             source,
             log: log.clone(),
+            book,
+            requests,
             deliveries,
             status: live.status.clone(),
             until_caught_up,
@@ -133,7 +133,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let serving = CancellationToken::new();
     let server = tokio::spawn({
         let serving = serving.clone();
-        async move { control::serve(&socket, move |asked| answer(&lives, asked), serving).await }
+        let lives = Arc::new(lives);
+        async move { control::serve(&socket, move |asked| answer(lives.clone(), asked), serving).await }
     });
 
     let mut ended = Ended::default();
@@ -164,6 +165,10 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     stop.cancel();
     serving.cancel();
     let _ = server.await;
+    if until_caught_up {
+        let left = logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), held::left(name, log)?)));
+        ended.failures.extend(left);
+    }
     for (_, log) in &logs {
         log.close().await;
     }
@@ -173,11 +178,22 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     Ok(ended)
 }
 
+/// How the logs of a configuration are kept.
+pub(crate) fn log_options(config: &Config) -> Options {
+    Options {
+        segment_bytes: config.log.segment_bytes,
+        retain: Retain { age: Some(config.log.retain_age), bytes: Some(config.log.retain_bytes) },
+        ..Options::default()
+    }
+}
+
 /// What commands ask of a running daemon.
-fn answer(lives: &[Live], asked: &Value) -> Value {
+async fn answer(lives: Arc<Vec<Live>>, asked: Value) -> Value {
     match asked["command"].as_str() {
-        Some("status") => status::live(lives),
-        Some("snapshot") => snapshot::running(lives, asked),
+        Some("status") => status::live(&lives),
+        Some("snapshot") => snapshot::running(&lives, &asked),
+        Some("approve") => held::approve_running(&lives, &asked).await,
+        Some("judge") => plan::judge_running(&lives, &asked).await,
         _ => json!({"error": "this daemon does not know the command"}),
     }
 }

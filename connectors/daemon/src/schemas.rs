@@ -7,18 +7,31 @@ use std::time::Duration;
 
 use config::Config;
 use connector::{Error, Result};
+use connector_runtime::{Approval, Hold, Parked};
 use schema_registry::{Client, Elsewhere, Entry, Imported, SchemaEntry, Store};
 use serde_json::json;
 
 use crate::args::{Login, Schemas};
 use crate::exit::{Exit, failure};
 use crate::out::line;
-use crate::{layout, registry};
+use crate::{held, layout, registry};
 
 pub(crate) async fn run(config: &Config, command: &Schemas, as_json: bool) -> Exit {
     let done = match command {
         Schemas::List { deleted } => list(config, *deleted, as_json).await,
         Schemas::Show { subject, version } => show(config, subject, *version, as_json).await,
+        Schemas::Diff { source, table } => diff(config, source, table, as_json),
+        Schemas::Approve { source, table, as_new_version, reset_table } => {
+            let how = match (as_new_version, reset_table) {
+                (_, true) => Approval::ResetTable,
+                (true, _) => Approval::AsNewVersion,
+                _ => Approval::AtLevel,
+            };
+            approve(config, source, table, how, as_json).await
+        }
+        Schemas::Plan { source, sql, url, password_file } => {
+            return crate::plan::run(config, source, sql, url.as_deref(), password_file.as_deref(), as_json).await;
+        }
         Schemas::Export { file } => export(config, file.as_deref()).await,
         Schemas::Import { from, to, login } => import(config, from, to.as_deref(), login, as_json).await,
         Schemas::Password => return password(),
@@ -80,6 +93,75 @@ async fn list(config: &Config, deleted: bool, as_json: bool) -> Result<()> {
             line(format!("{subject}  version {version} of {}  id {id}  level {level}", numbers.len()));
         }
     }
+    for table in held::all(config).await? {
+        if as_json {
+            line(json!({"held": table}));
+        } else {
+            held::print(&table);
+        }
+    }
+    Ok(())
+}
+
+async fn approve(config: &Config, source: &str, table: &str, how: Approval, as_json: bool) -> Result<()> {
+    let done = held::approve(config, source, table, how).await?;
+    if as_json {
+        line(json!({"source": source, "table": table, "reset": how == Approval::ResetTable, "approved": done}));
+    } else if how == Approval::ResetTable {
+        line(format!("{table} is read anew; {} events that waited are given up when that begins", done.events));
+    } else {
+        line(format!("{table} goes on: {} events, {} bytes were let go", done.events, done.bytes));
+    }
+    Ok(())
+}
+
+/// Both sides of a table that is held.
+fn diff(config: &Config, source: &str, table: &str, as_json: bool) -> Result<()> {
+    if !config.sources.contains_key(source) {
+        let known: Vec<&str> = config.sources.keys().map(String::as_str).collect();
+        return Err(
+            Error::halt(format!("there is no source {source:?}")).hint(format!("there is: {}", known.join(", ")))
+        );
+    }
+    let folder = layout::log(config, source);
+    layout::has_log(&folder)?;
+    let log = storage::outside::LogFiles::open(&folder);
+    let standing = log.and_then(|log| log.standing()).map_err(|error| crate::exit::log_error(&folder, error))?;
+    let state = standing.map(|standing| standing.state).unwrap_or_default();
+    let holds = Hold::from_state(&state)?;
+    let hold = holds.iter().find(|hold| format!("{}.{}", hold.schema, hold.table) == table || hold.stream == table);
+    let hold = hold.ok_or_else(|| {
+        Error::halt(format!("{table} is not held back")).hint("`highwater schemas list` shows which tables are")
+    })?;
+    let told = held::told(source, &state, std::slice::from_ref(hold)).pop().unwrap_or_default();
+    let parked = Parked::from_state(&state)?;
+    let shapes = connector::Shapes::from_state(state.iter())
+        .map_err(|error| Error::halt("could not read the schemas in the log's state").because(error))?;
+    let of_stream = || parked.iter().filter(|parked| parked.shape.table.stream() == hold.stream);
+    let good = of_stream().find_map(|parked| shapes.get(parked.good?));
+    if as_json {
+        let new: Vec<_> = of_stream()
+            .map(|parked| json!({"number": parked.shape.number, "value": parked.shape.value, "key": parked.shape.key}))
+            .collect();
+        let old = good.map(|shape| json!({"number": shape.number, "value": shape.value, "key": shape.key}));
+        line(json!({"held": told, "old": old, "new": new}));
+        return Ok(());
+    }
+    let side = |title: String, table: &connector::Table| {
+        line(title);
+        for (i, column) in table.columns.iter().enumerate() {
+            let null = if column.nullable { "" } else { " NOT NULL" };
+            let key = if table.in_key(i) { ", of the key" } else { "" };
+            line(format!("  {} {}{null}{key}", column.name, column.db_type));
+        }
+    };
+    if let Some(good) = good {
+        side(format!("approved, shape {}:", good.number), &good.table);
+    }
+    for parked in of_stream() {
+        side(format!("waits, shape {}:", parked.shape.number), &parked.shape.table);
+    }
+    held::print(&told);
     Ok(())
 }
 

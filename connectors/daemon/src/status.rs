@@ -1,8 +1,10 @@
 //! What runs, how far it is, and why not.
 
+use std::sync::Arc;
+
 use config::Config;
 use connector_postgres::{Lsn, Watch};
-use connector_runtime::{SinkStatus, SourceStatus};
+use connector_runtime::{Desk, Hold, SchemaBook, SinkStatus, SourceStatus};
 use serde_json::{Value, json};
 use storage::outside::LogFiles;
 use storage::{EventLog, Log};
@@ -10,7 +12,7 @@ use storage::{EventLog, Log};
 use crate::control;
 use crate::exit::{Exit, failure, log_error};
 use crate::tail::position_text;
-use crate::{layout, out};
+use crate::{held, layout, out};
 
 /// A source that runs, with its sinks.
 pub(crate) struct Live {
@@ -19,6 +21,8 @@ pub(crate) struct Live {
     pub(crate) log: Log,
     pub(crate) status: SourceStatus,
     pub(crate) watch: Watch,
+    pub(crate) desk: Desk,
+    pub(crate) book: Arc<SchemaBook>,
     pub(crate) sinks: Vec<(String, SinkStatus)>,
 }
 
@@ -54,6 +58,7 @@ pub(crate) fn live(pieces: &[Live]) -> Value {
             "lag_seconds": if lag == 0 { 0.0 } else { seconds_since(event_time) },
             "events": state.events,
             "problem": problem,
+            "held": held::told(&live.name, &live.log.state(), &state.held),
             "tables": live.watch.tables(),
             "not_captured": live.watch.left_out(),
             "log": {
@@ -99,6 +104,7 @@ fn stopped(config: &Config) -> connector::Result<Value> {
             "type": "postgres",
             "health": "stopped",
             "position": standing.position.as_ref().map(|p| position_text(p.as_bytes())),
+            "held": held::told(name, &standing.state, &Hold::from_state(&standing.state)?),
             "log": {"id": standing.id, "epoch": standing.epoch, "start": standing.start, "end": standing.end},
         }));
         for (key, value) in standing.state.prefix(b"sink/") {
@@ -156,6 +162,7 @@ fn print(status: &Value) {
         let (name, health) = (text(&source["name"]), text(&source["health"]));
         out::line(format_args!("source {name:<16} {health:<9} {}", told.join("; ")));
         problem(&source["problem"]);
+        source["held"].as_array().into_iter().flatten().for_each(held::print);
         for table in source["not_captured"].as_array().into_iter().flatten() {
             out::line(format_args!("       not captured: {}: {}", text(&table["table"]), text(&table["why"])));
             out::line(format_args!("       what to do: {}", text(&table["sql"])));

@@ -1,15 +1,19 @@
 //! Source → log. The only one that appends.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use connector::{Action, Captured, Error, Result, Source};
-use storage::{EventLog, Log, LogBatch, Offset};
+use connector::{Action, Captured, Error, Result, Source, fault};
+use storage::{EventLog, Kind, Log, LogBatch, Offset};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
+use crate::desk::{Request, Requests};
+use crate::gate::Gate;
 use crate::notes::Notes;
+use crate::schemas::SchemaBook;
 use crate::status::{Health, SourceStatus, now_micros};
 
 /// Batches handed to the log whose durability is awaited.
@@ -25,6 +29,8 @@ pub(crate) struct Ingest<S> {
     pub(crate) source: S,
     pub(crate) log: Log,
     pub(crate) notes: Notes,
+    pub(crate) book: Arc<SchemaBook>,
+    pub(crate) requests: Requests,
     pub(crate) status: SourceStatus,
     /// Where to say the offset at which all that was asked for is durable;
     /// None: go on for ever.
@@ -40,7 +46,8 @@ impl<S: Source> Ingest<S> {
             let before = self.status.get().batches;
             let ended = self.capture().await;
             let error = match ended {
-                Ok(()) => {
+                Ok(Next::Reopen) => continue,
+                Ok(Next::End) => {
                     self.source.close().await;
                     self.status.update(|state| state.health = Health::Stopped);
                     return Ok(());
@@ -68,18 +75,20 @@ impl<S: Source> Ingest<S> {
         }
     }
 
-    async fn capture(&mut self) -> Result<()> {
+    async fn capture(&mut self) -> Result<Next> {
         // What a failed attempt left of a transaction comes again from its start.
         self.log.abort().await.map_err(log_failed)?;
         let resume = self.log.position().await.map_err(log_failed)?;
         let opened = {
             let opening = self.source.open(resume.as_ref(), self.log.state());
             tokio::select! {
-                () = self.cancel.cancelled() => return Ok(()),
+                () = self.cancel.cancelled() => return Ok(Next::End),
                 opened = opening => opened,
             }
         };
         opened?;
+        let mut gate = Gate::open(self.book.clone(), &self.log).await?;
+        self.tell(&mut gate);
         self.status.works();
         tracing::info!(source = self.name, "capturing");
         let mut waiting: VecDeque<Commit> = VecDeque::new();
@@ -89,7 +98,7 @@ impl<S: Source> Ingest<S> {
         loop {
             tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => return self.finish(waiting).await,
+                () = self.cancel.cancelled() => return self.finish(waiting, &mut gate, inside).await,
                 done = oldest(&mut waiting), if !waiting.is_empty() => {
                     let appended = done.map_err(log_failed)?;
                     waiting.pop_front();
@@ -97,16 +106,40 @@ impl<S: Source> Ingest<S> {
                         self.source.acknowledge(position).await?;
                     }
                 }
+                // Before what is captured: under load there is always more of that.
+                Some(request) = self.requests.0.recv(), if !inside => {
+                    self.drain(&mut waiting).await?;
+                    if let Next::Reopen = self.serve(request, &mut gate).await? {
+                        return Ok(Next::Reopen);
+                    }
+                    self.tell(&mut gate);
+                }
                 captured = self.source.next(), if waiting.len() < IN_FLIGHT => {
-                    let Some(Captured { mut batch }) = captured? else { return self.finish(waiting).await };
+                    let Some(Captured { mut batch }) = captured? else { return self.finish(waiting, &mut gate, inside).await };
                     inside = !batch.ends_transaction;
                     if !inside {
                         batch.state.extend(self.notes.take());
                     }
                     let records = u64::from(batch.records);
-                    match self.append(batch).await? {
-                        Some(commit) => waiting.push_back(commit),
-                        None => return self.finish(waiting).await,
+                    let mut held = None;
+                    if gate.concerns(&batch) {
+                        if gate.ends_hold(&batch) {
+                            self.drain(&mut waiting).await?;
+                        }
+                        (batch, held) = gate.take(batch, &self.log)?;
+                        self.tell(&mut gate);
+                    } else {
+                        gate.passed(batch.records);
+                    }
+                    let holds = held.is_some() || batch.kind == Kind::Pending;
+                    for batch in [Some(batch), held].into_iter().flatten() {
+                        match self.append(batch).await? {
+                            Some(commit) => waiting.push_back(commit),
+                            None => return self.finish(waiting, &mut gate, true).await,
+                        }
+                    }
+                    if holds {
+                        fault::point("gate-held");
                     }
                     self.status.update(|state| {
                         state.events += records;
@@ -115,7 +148,7 @@ impl<S: Source> Ingest<S> {
                 }
                 () = self.notes.added(), if !inside => match self.append_notes().await? {
                     Some(commit) => waiting.push_back(commit),
-                    None if self.cancel.is_cancelled() => return self.finish(waiting).await,
+                    None if self.cancel.is_cancelled() => return self.finish(waiting, &mut gate, inside).await,
                     None => {}
                 },
                 _ = ask.tick(), if self.goal.is_some() && waiting.is_empty() => {
@@ -130,6 +163,54 @@ impl<S: Source> Ingest<S> {
                 }
             }
         }
+    }
+
+    /// Does what a command asks for.
+    async fn serve(&mut self, request: Request, gate: &mut Gate) -> Result<Next> {
+        let mut next = Next::End;
+        // Whoever asked may have gone: it is done all the same.
+        match request {
+            Request::Look { stream, reply } => drop(reply.send(gate.hold(&stream).cloned())),
+            Request::LetGo { stream, shapes, reply } => {
+                let done = tokio::select! {
+                    () = self.cancel.cancelled() => Err(Error::halt("stopped before it was done: nothing was let go")),
+                    done = gate.let_go(&self.log, &stream, &shapes) => done,
+                };
+                if done.is_err() {
+                    self.log.abort().await.map_err(log_failed)?;
+                    next = Next::Reopen;
+                }
+                let _ = reply.send(done);
+            }
+            Request::Reset { stream, shapes, again, reply } => {
+                let done = gate.reset(&self.log, &stream, &shapes, again).await;
+                // The source learns from the log's state that it reads the table anew.
+                next = Next::Reopen;
+                let _ = reply.send(done);
+            }
+        }
+        Ok(next)
+    }
+
+    /// What is held, for people.
+    fn tell(&self, gate: &mut Gate) {
+        let news = gate.has_news();
+        let holds = gate.holds();
+        if news || !holds.is_empty() {
+            self.status.update(|state| state.held = holds);
+        }
+    }
+
+    /// Waits until all that was appended is durable.
+    async fn drain(&mut self, waiting: &mut VecDeque<Commit>) -> Result<()> {
+        while let Some(commit) = waiting.front_mut() {
+            let appended = commit.await.map_err(log_failed)?;
+            waiting.pop_front();
+            if let Some(position) = appended.position.transpose() {
+                self.source.acknowledge(position).await?;
+            }
+        }
+        Ok(())
     }
 
     /// None if cancelled while the log had no room.
@@ -147,19 +228,15 @@ impl<S: Source> Ingest<S> {
     }
 
     /// What the log took is waited for and acknowledged, if it does not take long.
-    async fn finish(&mut self, mut waiting: VecDeque<Commit>) -> Result<()> {
-        let rest = async {
-            while let Some(commit) = waiting.pop_front() {
-                let appended = commit.await.map_err(log_failed)?;
-                if let Some(position) = appended.position.transpose() {
-                    self.source.acknowledge(position).await?;
-                }
-            }
-            Ok(())
-        };
+    async fn finish(&mut self, mut waiting: VecDeque<Commit>, gate: &mut Gate, inside: bool) -> Result<Next> {
+        if !inside {
+            gate.counted().into_iter().for_each(|change| self.notes.put(change.key, change.value));
+        }
         // A full disk must not hold up a stop; what is lost to the
         // acknowledgement is sent again and known by its position.
-        tokio::time::timeout(Duration::from_secs(2), rest).await.unwrap_or(Ok(()))
+        let rest = self.drain(&mut waiting);
+        tokio::time::timeout(Duration::from_secs(2), rest).await.unwrap_or(Ok(()))?;
+        Ok(Next::End)
     }
 
     /// Between tries: sinks may still be at work, and their checkpoints count.
@@ -169,6 +246,14 @@ impl<S: Source> Ingest<S> {
         }
         Ok(backoff.wait(&self.cancel).await)
     }
+}
+
+/// How a capture ended.
+enum Next {
+    /// For good.
+    End,
+    /// What the log's state says is to be begun with.
+    Reopen,
 }
 
 /// The oldest commit's outcome; it stays in the queue. Cancel-safe.

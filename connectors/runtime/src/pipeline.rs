@@ -1,6 +1,7 @@
 //! One source, its log, its sinks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use connector::{Action, Error, Result, Sink, Source};
@@ -10,8 +11,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::{Delivery, Outcome, checkpoint_key};
+use crate::desk::Requests;
 use crate::ingest::Ingest;
 use crate::notes::Notes;
+use crate::schemas::SchemaBook;
 use crate::status::SourceStatus;
 
 /// How often retention looks.
@@ -27,6 +30,10 @@ pub struct Pipeline<S, K> {
     pub source: S,
     /// Its log, open for writing.
     pub log: Log,
+    /// The log's shapes, which the source resolves.
+    pub book: Arc<SchemaBook>,
+    /// What commands ask for.
+    pub requests: Requests,
     /// Its sinks.
     pub deliveries: Vec<Delivery<K>>,
     /// Told to whoever asks.
@@ -62,7 +69,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
     /// drained; when the last sink has halted, a person is called. A source
     /// that halts, or a log that fails, ends it all.
     pub async fn run(self, cancel: &CancellationToken) -> Ended {
-        let Self { name, source, log, deliveries, status, until_caught_up } = self;
+        let Self { name, source, log, book, requests, deliveries, status, until_caught_up } = self;
         let stop = cancel.child_token();
         let halted = CancellationToken::new();
         let notes = Notes::default();
@@ -80,6 +87,8 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
             source,
             log: log.clone(),
             notes: notes.clone(),
+            book,
+            requests,
             status,
             goal: ingest_goal,
             cancel: stop.clone(),

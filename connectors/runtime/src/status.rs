@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use connector::{Action, Error};
 use serde::Serialize;
 
+use crate::gate::Hold;
+
 /// Whether something moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -46,6 +48,8 @@ pub struct SourceState {
     pub events: u64,
     /// Batches dropped because the log holds them.
     pub batches: u64,
+    /// Streams that are held back.
+    pub held: Vec<Hold>,
 }
 
 /// A sink's state.

@@ -1,0 +1,68 @@
+//! How a command reaches the one that appends: over a desk, with an answer.
+
+use std::sync::Arc;
+
+use connector::{Error, Result, Shape};
+use storage::StateChange;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::gate::{Approval, Approved, Attempt, Hold, Let};
+use crate::schemas::SchemaBook;
+
+/// Asked by commands, done by ingest between two transactions.
+pub(crate) enum Request {
+    /// What is held of a stream.
+    Look { stream: String, reply: oneshot::Sender<Option<Hold>> },
+    /// Lets it go.
+    LetGo { stream: String, shapes: Vec<Shape>, reply: oneshot::Sender<Result<Let>> },
+    /// Gives up what waits, and has the table read anew.
+    Reset { stream: String, shapes: Vec<Shape>, again: Vec<StateChange>, reply: oneshot::Sender<Result<Let>> },
+}
+
+/// Where commands come to.
+#[derive(Clone)]
+pub struct Desk {
+    book: Arc<SchemaBook>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// The desk's other side: for a pipeline.
+pub struct Requests(pub(crate) mpsc::Receiver<Request>);
+
+impl Desk {
+    /// A desk, and its other side.
+    pub fn new(book: Arc<SchemaBook>) -> (Self, Requests) {
+        let (requests, taken) = mpsc::channel(1);
+        (Self { book, requests }, Requests(taken))
+    }
+
+    /// Lets a held stream go on. `again` has the source read the table anew,
+    /// if that is asked for: the changes of the source's own state.
+    pub async fn approve(&self, stream: &str, how: Approval, again: impl Fn() -> Vec<StateChange>) -> Result<Approved> {
+        let hold = self.ask(|reply| Request::Look { stream: stream.into(), reply }).await?;
+        let mut attempt = Attempt::new(&self.book, stream, how, hold)?;
+        loop {
+            let (shapes, stream) = (attempt.shapes().await?, stream.to_owned());
+            let answer = match how {
+                Approval::ResetTable => {
+                    let again = again();
+                    self.ask(|reply| Request::Reset { stream, shapes, again, reply }).await?
+                }
+                _ => self.ask(|reply| Request::LetGo { stream, shapes, reply }).await?,
+            };
+            if let Some(approved) = attempt.answered(answer?)? {
+                return Ok(approved);
+            }
+        }
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T> {
+        let gone = || {
+            Error::halt("the source has stopped")
+                .hint("look at `highwater status`; approve again when it runs, or once the daemon is stopped")
+        };
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+}
