@@ -29,7 +29,8 @@ impl Case {
         client.batch_execute(&format!("SET ROLE highwater; {sql}; RESET ROLE")).await.unwrap();
         let folder = folder(name);
         let lake = folder.join("lake");
-        let config = to_folder(&postgres, &lake, "200ms").replace("[log]", "heartbeat = \"1s\"\n[log]");
+        let config = to_folder(&postgres, &lake, "200ms")
+            .replace("[log]", "heartbeat = \"1s\"\non_incompatible = \"evolve\"\n[log]");
         Self { daemon: Daemon::new(&folder, &config), postgres, client, lake }
     }
 

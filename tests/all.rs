@@ -8,6 +8,7 @@ mod bad_input;
 mod commands;
 mod conformance;
 mod failover;
+mod gate;
 mod kills;
 mod outages;
 mod pgsink;

@@ -14,7 +14,7 @@ use crate::spine::capturing;
 use crate::values::{EXTENSIONS, TYPES, VALUES};
 
 /// A warehouse, written by a role that has the least (docs/postgres-sink.md).
-async fn warehouse(server: Option<Arc<Server>>, version: u32) -> Postgres {
+pub(crate) async fn warehouse(server: Option<Arc<Server>>, version: u32) -> Postgres {
     let warehouse = match server {
         Some(server) => Postgres::on(server).await,
         None => Postgres::new(version).await,
@@ -29,7 +29,7 @@ async fn warehouse(server: Option<Arc<Server>>, version: u32) -> Postgres {
     warehouse
 }
 
-fn config(source: &Postgres, warehouse: &Postgres, more: &str) -> String {
+pub(crate) fn config(source: &Postgres, warehouse: &Postgres, more: &str) -> String {
     format!(
         "[sources.shop]\ntype = \"postgres\"\nurl = \"{}\"\nslot = \"hw_{}\"\n\
          [log]\nsegment_bytes = \"1MiB\"\n\
@@ -65,7 +65,7 @@ async fn columns(client: &Client, table: &str) -> Vec<String> {
 }
 
 /// Every row of the source's table is in the warehouse's, column by column, and no other.
-async fn same(source: &Client, warehouse: &Client, table: &str) -> usize {
+pub(crate) async fn same(source: &Client, warehouse: &Client, table: &str) -> usize {
     same_as(source, table, warehouse, table).await
 }
 
@@ -188,7 +188,8 @@ async fn schema_changes_come_in_their_order_while_rows_are_written() {
         .unwrap();
     source.publish("highwater_shop", "t, empty").await;
     let folder = folder("pgsink-ddl");
-    let config = config(&source, &warehouse, "drop = \"drop\"");
+    // The last change is one that the gate would park.
+    let config = config(&source, &warehouse, "drop = \"drop\"").replace("[log]", "on_incompatible = \"evolve\"\n[log]");
     let mut daemon = Daemon::new(&folder, &config);
     daemon.catch_up();
     let here = Arc::new(warehouse.client().await);
@@ -242,7 +243,9 @@ async fn a_dropped_column_is_kept_unless_told_otherwise_and_another_key_is_taken
         .unwrap();
     source.publish("highwater_shop", "t").await;
     let folder = folder("pgsink-keep");
-    let mut daemon = Daemon::new(&folder, &config(&source, &warehouse, ""));
+    // Another key is a change that the gate would park.
+    let config = config(&source, &warehouse, "").replace("[log]", "on_incompatible = \"evolve\"\n[log]");
+    let mut daemon = Daemon::new(&folder, &config);
     daemon.catch_up();
     client
         .batch_execute(

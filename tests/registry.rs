@@ -3,7 +3,7 @@
 mod api;
 mod clients;
 mod hostile;
-mod http;
+pub(crate) mod http;
 mod kills;
 mod security;
 mod transfer;

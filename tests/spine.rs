@@ -101,7 +101,9 @@ async fn a_schema_that_changes_in_mid_stream_is_another_schema_from_its_first_ro
     postgres.publish("highwater_shop", "t").await;
     let folder = folder("ddl");
     let lake = folder.join("lake");
-    let mut daemon = Daemon::new(&folder, &to_folder(&postgres, &lake, "300ms"));
+    // The last change is one that the gate would park.
+    let config = to_folder(&postgres, &lake, "300ms").replace("[log]", "on_incompatible = \"evolve\"\n[log]");
+    let mut daemon = Daemon::new(&folder, &config);
     daemon.catch_up();
     client
         .batch_execute(
