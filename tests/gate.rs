@@ -208,17 +208,20 @@ async fn of_fifty_tables_the_one_that_was_altered_waits_and_forty_nine_go_on() {
     let out = case.approve("public.t7", &["--as-new-version"]);
     assert!(out.contains("goes on"), "{out}");
     assert!(case.held().is_empty());
+    let mut after = Vec::new();
+    for i in 0..10 {
+        after.push(takes(&case, "t8", 700 + i).await);
+    }
     writers.more(200).await;
     let transactions = writers.stop().await;
     case.daemon.signal("TERM");
     assert_eq!(case.daemon.wait(Duration::from_secs(10)).code, Some(0));
     case.daemon.catch_up();
     case.all_equal(TABLES).await;
-    before.sort();
-    during.sort();
+    [&mut before, &mut during, &mut after].into_iter().for_each(|all| all.sort());
     println!(
-        "transactions: {transactions}; a row of another table took {:?} before, {:?} while one was held (median; most {:?}, {:?}); {} events waited",
-        before[5], during[10], before[9], during[19], held[0]["events"]
+        "transactions: {transactions}; a row of another table took {:?} before, {:?} while one was held, {:?} after (median; most {:?}, {:?}, {:?}); {} events waited",
+        before[5], during[10], after[5], before[9], during[19], after[9], held[0]["events"]
     );
     assert!(during[10] < before[5] * 3 + Duration::from_millis(500), "{before:?} {during:?}");
     let (code, out, err) = case.daemon.run(&["log", "check"]);
@@ -254,10 +257,11 @@ async fn several_alterations_wait_in_one_table_and_all_ways_out_end_equal() {
     same(&case.client, &case.here, "t0").await;
     assert!(case.held().is_empty());
 
-    // The same with the daemon running, and a table that is read again while it is held.
+    // The same with the daemon running (and a shape that was not approved
+    // before: those go on at once), and a table that is read again while it is held.
     case.daemon.start(&["run"], None);
     capturing(&case.daemon).await;
-    case.sql("ALTER TABLE t0 ALTER v TYPE text; INSERT INTO t0 VALUES (103, 'c', 1)").await;
+    case.sql("ALTER TABLE t0 ALTER v TYPE text, ADD COLUMN x int; INSERT INTO t0 VALUES (103, 'c', 1)").await;
     let waits = |events: u64| {
         let held = case.held();
         held.first().is_some_and(|held| held["events"].as_u64().unwrap() >= events)
@@ -280,7 +284,7 @@ async fn several_alterations_wait_in_one_table_and_all_ways_out_end_equal() {
     case.approve("public.t0", &[]);
     let answer = ask(case.registry, "PUT", "/config/shop.public.t0.Value", r#"{"compatibility": "BACKWARD"}"#).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
-    case.sql("ALTER TABLE t0 ALTER v TYPE int USING 6; INSERT INTO t0 VALUES (104, 104, 9)").await;
+    case.sql("ALTER TABLE t0 ALTER v TYPE int USING 6, ADD COLUMN y int; INSERT INTO t0 VALUES (104, 104, 9)").await;
     until(30, "it is held once more", || {
         let held = case.held();
         async move { held.len() == 1 }
@@ -305,7 +309,7 @@ async fn several_alterations_wait_in_one_table_and_all_ways_out_end_equal() {
 async fn a_shape_that_was_taken_back_is_told_and_goes_where_no_row_came_under_it() {
     let mut case = Case::new("gate-back", 1, "").await;
     case.daemon.catch_up();
-    case.sql("BEGIN; ALTER TABLE t0 ALTER v TYPE text; ALTER TABLE t0 ALTER v TYPE int USING 1; COMMIT; INSERT INTO t0 VALUES (100, 100)").await;
+    case.sql("BEGIN; ALTER TABLE t0 ALTER v TYPE text; ALTER TABLE t0 ALTER v TYPE int USING v::int; COMMIT; INSERT INTO t0 VALUES (100, 100)").await;
     case.daemon.catch_up();
     case.all_equal(1).await;
     // With a row under it, all waits; the level cannot take that row.

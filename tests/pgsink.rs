@@ -243,7 +243,9 @@ async fn a_dropped_column_is_kept_unless_told_otherwise_and_another_key_is_taken
         .unwrap();
     source.publish("highwater_shop", "t").await;
     let folder = folder("pgsink-keep");
-    let mut daemon = Daemon::new(&folder, &config(&source, &warehouse, ""));
+    // Another key is a change that the gate would park.
+    let config = config(&source, &warehouse, "").replace("[log]", "on_incompatible = \"evolve\"\n[log]");
+    let mut daemon = Daemon::new(&folder, &config);
     daemon.catch_up();
     client
         .batch_execute(

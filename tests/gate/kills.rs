@@ -27,7 +27,8 @@ async fn what_is_held_and_let_go_is_whole_whatever_instant_the_daemon_is_killed_
         let held_at = 1 + round;
         case.daemon.start(&["run"], Some(&format!("gate-held:{held_at}")));
         capturing(&case.daemon).await;
-        case.sql(&format!("ALTER TABLE t0 ALTER v TYPE {ty}")).await;
+        // A shape each: one that was approved before goes on at once.
+        case.sql(&format!("ALTER TABLE t0 ALTER v TYPE {ty}, ADD COLUMN c{round} int")).await;
         let ended = case.daemon.wait(Duration::from_secs(60));
         assert!(ended.stderr.contains("fault point hit: gate-held"), "{}", ended.stderr);
         kills += 1;
@@ -54,7 +55,7 @@ async fn what_is_held_and_let_go_is_whole_whatever_instant_the_daemon_is_killed_
         let held = case.held();
         assert!(held.len() == 1 && held[0]["events"].as_u64().unwrap() > 0, "nothing of it was done: {held:?}");
         // At random instants of a release, until one is whole.
-        loop {
+        for attempt in 1.. {
             case.daemon.start(&["run"], None);
             capturing(&case.daemon).await;
             if case.held().is_empty() {
@@ -63,7 +64,7 @@ async fn what_is_held_and_let_go_is_whole_whatever_instant_the_daemon_is_killed_
             }
             assert!(case.held()[0]["events"].as_u64().unwrap() >= before, "what waits only grows");
             let words = ["schemas", "approve", "shop", "public.t0", "--as-new-version"];
-            let wait = next() % 60;
+            let wait = next() % (60 * attempt);
             std::thread::scope(|scope| {
                 let approving = scope.spawn(|| case.daemon.run(&words));
                 std::thread::sleep(Duration::from_millis(wait));

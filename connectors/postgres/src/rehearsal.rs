@@ -40,8 +40,8 @@ struct Seen {
     defaults: Vec<i16>,
 }
 
-/// Runs them as `role` (with its password), or as the source's own, and tells
-/// which captured tables would not be as they are.
+/// Runs them as the role of `config`, and tells which captured tables would
+/// not be as they are.
 pub async fn rehearse(config: &Postgres, sql: &str) -> Result<Vec<Rehearsed>> {
     let target = target(config)?;
     let client = control::connect(&target).await?;

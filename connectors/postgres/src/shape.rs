@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use config::Postgres;
 use connector::{Column, Error, Result, SchemaNumber, Schemas, Table, TableKind, stream_part};
@@ -14,6 +15,10 @@ use crate::lineage::as_it_was;
 use crate::pgoutput::Relation;
 use crate::plan::{Plan, PlanColumn};
 use crate::snapshot::Generation;
+
+/// How long a commit that the stream has told of may take to become visible.
+const VISIBLE_SOON: Duration = Duration::from_millis(10);
+const VISIBLE_TRIES: usize = 3;
 
 /// A table under its schema, ready to be written.
 #[derive(Clone, Debug)]
@@ -86,6 +91,15 @@ impl<S: Schemas> Compiler<S> {
         let known = self.tables.iter().find(|table| table.oid == relation.id);
         if !known.is_some_and(|table| fits(table) && self.knows_types(relation)) {
             self.refresh(relation.id)?;
+            // A commit is in the WAL before it is visible: the catalog may be
+            // behind as well as ahead, and a round would read by it.
+            for _ in 0..VISIBLE_TRIES {
+                if self.tables.iter().any(|table| table.oid == relation.id && fits(table)) {
+                    break;
+                }
+                std::thread::sleep(VISIBLE_SOON);
+                self.refresh(relation.id)?;
+            }
         }
         let known = self.tables.iter().find(|table| table.oid == relation.id);
         match known {

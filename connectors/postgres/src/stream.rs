@@ -134,7 +134,6 @@ impl<S: Schemas> Stream<S> {
         if self.capture.takes_again() {
             self.shared.snapshot_done.store(false, Ordering::Release);
         }
-        let mut serial = 0;
         let mut preparing: Option<mpsc::Receiver<Result<Prepared>>> = None;
         let mut prepared: Option<Prepared> = None;
         // The furthest commit of which anything was taken, and until when the
@@ -151,10 +150,7 @@ impl<S: Schemas> Stream<S> {
             }
             if prepared.is_none() && !self.shared.snapshot_done.load(Ordering::Relaxed) {
                 match &preparing {
-                    None => {
-                        serial += 1;
-                        preparing = Some(prepare(&self.target, &self.slot, serial));
-                    }
+                    None => preparing = Some(prepare(&self.target, &self.slot)),
                     Some(waiting) => match waiting.try_recv() {
                         Ok(made) => {
                             let made = made?;

@@ -37,6 +37,7 @@ mod approval;
 pub use approval::{Approval, Approved, approve_stopped};
 pub(crate) use approval::{Attempt, Let};
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -209,6 +210,8 @@ impl Gate {
     /// Takes a batch that it concerns apart. Its records count as appended.
     pub(crate) fn take(&mut self, mut batch: LogBatch, log: &Log) -> Result<Parts> {
         let position = batch.position.as_ref().map(|position| position.as_bytes().to_vec());
+        // Told twice, and approved in between: it is parked no more.
+        batch.state.retain(|change| !is_parked(change) || self.is_still_parked(change));
         for change in batch.state.iter().filter(|change| is_parked(change)) {
             let parked = change.value.as_ref().and_then(|value| serde_json::from_slice::<Parked>(value).ok());
             if let Some(parked) = parked {
@@ -265,19 +268,23 @@ impl Gate {
             .collect()
     }
 
+    fn is_still_parked(&self, change: &StateChange) -> bool {
+        let parked = change.value.as_ref().and_then(|value| serde_json::from_slice::<Parked>(value).ok());
+        parked.is_none_or(|parked| self.book.standing(parked.shape.number).is_none_or(|(_, why)| why.is_some()))
+    }
+
     fn begins(&mut self, parked: &Parked, position: Option<Vec<u8>>) {
         self.parked = true;
-        let stream = parked.shape.table.stream();
-        if !self.holds.contains_key(&stream) {
+        if let Entry::Vacant(vacant) = self.holds.entry(parked.shape.table.stream()) {
             tracing::error!(
-                stream,
+                stream = vacant.key(),
                 level = parked.level,
                 changed = parked.changes.join("; "),
                 violations = parked.violations.join("; "),
                 "its new shape is incompatible: its changes are held back from here on, all other tables go on. \
                  `highwater schemas diff` shows it, `highwater schemas approve` lets it go on"
             );
-            self.holds.insert(stream, Hold::new(parked, position));
+            vacant.insert(Hold::new(parked, position));
         }
         self.news = true;
     }

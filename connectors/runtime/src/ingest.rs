@@ -110,6 +110,15 @@ impl<S: Source> Ingest<S> {
                         self.source.acknowledge(position).await?;
                     }
                 }
+                // Before what is captured: under load there is always more of that.
+                Some(request) = self.requests.0.recv(), if !inside => {
+                    self.drain(&mut waiting).await?;
+                    if let Next::Reopen = self.serve(request, &mut gate, &mut quarantine).await? {
+                        return Ok(Next::Reopen);
+                    }
+                    self.tell(&mut gate);
+                    self.tell_waiting(&quarantine);
+                }
                 captured = self.source.next(), if waiting.len() < IN_FLIGHT => {
                     let Some(Captured { mut batch, unfit }) = captured? else { return self.finish(waiting, &mut gate, inside).await };
                     inside = !batch.ends_transaction;
@@ -163,14 +172,6 @@ impl<S: Source> Ingest<S> {
                     None if self.cancel.is_cancelled() => return self.finish(waiting, &mut gate, inside).await,
                     None => {}
                 },
-                Some(request) = self.requests.0.recv(), if !inside => {
-                    self.drain(&mut waiting).await?;
-                    if let Next::Reopen = self.serve(request, &mut gate, &mut quarantine).await? {
-                        return Ok(Next::Reopen);
-                    }
-                    self.tell(&mut gate);
-                    self.tell_waiting(&quarantine);
-                }
                 _ = ask.tick(), if self.goal.is_some() && waiting.is_empty() => {
                     let durable = self.log.position().await.map_err(log_failed)?;
                     if self.source.caught_up(durable.as_ref()).await? {

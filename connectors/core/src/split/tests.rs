@@ -93,7 +93,7 @@ impl Sieve for BySchema {
     }
 
     fn row(&mut self, _: &Run<'_>, change: &Change<'_>) -> Side {
-        if change.ordinal % 2 == 0 { Side::Pass } else { Side::Hold }
+        if change.ordinal.is_multiple_of(2) { Side::Pass } else { Side::Hold }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One round: its point, its chunks, and their way into the log.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,7 +42,11 @@ impl Prepared {
 
 /// Makes the temporary slot in a thread of its own: it waits for transactions
 /// in progress, and the stream must go on meanwhile.
-pub(crate) fn prepare(target: &Target, slot: &str, serial: u64) -> mpsc::Receiver<Result<Prepared>> {
+pub(crate) fn prepare(target: &Target, slot: &str) -> mpsc::Receiver<Result<Prepared>> {
+    /// Of the process, not of the stream: one that is opened anew may be faster
+    /// than the server lets go of the slot before.
+    static SERIAL: AtomicU64 = AtomicU64::new(1);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let (out, prepared) = mpsc::channel();
     let target = target.clone();
     let mut name = format!("{slot}_r{}_{serial}", std::process::id());
