@@ -151,7 +151,7 @@ async fn a_row_that_breaks_a_contract_waits_with_its_key_and_goes_on_in_order() 
     let done = act(&daemon, &["redrive", "shop"]);
     assert_eq!((done["released"].clone(), done["left"].clone()), (json!(5), json!(0)), "{done}");
     daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    assert_eq!(daemon.wait(Duration::from_secs(60)).code, Some(0));
     daemon.catch_up();
     same(&client, &here, "orders").await;
     let events = landed(&local(&lake), "shop.public.orders").await;

@@ -16,6 +16,8 @@ const STRICT: &str = "[sources.shop.table.\"public.orders\"]\n\
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_instant_it_is_killed_at_what_waited_goes_on_once_and_in_order() {
     let (source, warehouse) = (Postgres::new(17).await, warehouse(None, 17).await);
+    let grant = format!("GRANT CREATE ON DATABASE {} TO loader", warehouse.database);
+    warehouse.client().await.batch_execute(&grant).await.unwrap();
     Workload::prepare(&source, 2_000).await;
     Truth::watch(&source).await;
     let folder = folder("quarantine-kills");

@@ -260,12 +260,16 @@ impl Quarantine {
         }
         state.push(self.floor());
         let (payload, records) = halves.held.unwrap_or_default();
-        let mut pending = LogBatch { kind: Kind::Pending, payload, records, state, ..batch.clone() };
-        if nothing_waits {
-            // Its table was emptied in the same batch: nobody needs it any more.
-            self.next -= u64::from(records);
-            (pending.kind, pending.payload, pending.records) = (Kind::Control, bytes::Bytes::new(), 0);
-        }
+        let pending = LogBatch { kind: Kind::Pending, payload, records, state, ..batch.clone() };
+        let passed = match passed {
+            Some((payload, passed)) if nothing_waits => {
+                // Its table was emptied in the same batch: nobody needs it any more.
+                self.next -= u64::from(pending.records);
+                batch.state.extend(pending.state);
+                return Ok((LogBatch { payload, records: passed, ..batch }, None));
+            }
+            passed => passed,
+        };
         Ok(match passed {
             Some((payload, records)) => {
                 let passed = LogBatch { payload, records, position: None, ends_transaction: false, ..batch };

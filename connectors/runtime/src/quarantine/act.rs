@@ -185,7 +185,11 @@ impl Quarantine {
         self.count();
         self.fences = fences;
         state.push(self.floor());
-        let last = transaction(Kind::Control, Bytes::new(), 0, Micros(i64::MIN), state);
+        // Readers are not shown what is only state: another frame ends the
+        // transaction, or they would wait for its end for ever.
+        let changes = transaction(Kind::Control, Bytes::new(), 0, Micros(i64::MIN), state);
+        self.log.append(LogBatch { ends_transaction: false, ..changes }).await.map_err(log_failed)?;
+        let last = transaction(Kind::Control, Bytes::new(), 0, Micros(i64::MIN), Vec::new());
         let commit = self.log.append(last).await.map_err(log_failed)?;
         fault::point("quarantine-release");
         let appended = commit.await.map_err(log_failed)?;
