@@ -28,6 +28,8 @@ use storage::{Frame, Micros, Offset, OffsetRange, Position};
 
 use crate::shape::SchemaNumber;
 
+mod splice;
+
 const VERSION: u8 = 1;
 const UNKNOWN: u8 = 0x80;
 const OLD_KEY: u8 = 0x10;

@@ -52,6 +52,7 @@ pub(crate) fn live(pieces: &[Live]) -> Value {
             "received": received.to_string(),
             "lag_bytes": lag,
             "lag_seconds": if lag == 0 { 0.0 } else { seconds_since(event_time) },
+            "spool_bytes": live.watch.spooled(),
             "events": state.events,
             "problem": problem,
             "tables": live.watch.tables(),
@@ -148,6 +149,9 @@ fn print(status: &Value) {
         }
         if let (Some(bytes), Some(seconds)) = (source["lag_bytes"].as_u64(), source["lag_seconds"].as_f64()) {
             told.push(format!("lag {bytes} bytes, {seconds:.1} s"));
+        }
+        if let Some(bytes @ 1..) = source["spool_bytes"].as_u64() {
+            told.push(format!("transactions in progress {bytes} bytes"));
         }
         match &source["log"] {
             Value::Null => told.push("no log yet".into()),

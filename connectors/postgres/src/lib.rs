@@ -29,6 +29,7 @@ mod shape;
 mod slot;
 mod snapshot;
 mod source;
+mod spool;
 mod stream;
 mod survey;
 mod tables;

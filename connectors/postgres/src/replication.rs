@@ -154,7 +154,9 @@ impl Replication {
             names.join(",").replace('\'', "''")
         );
         if self.server_version() >= 140_000 {
-            sql.push_str(", messages 'true'");
+            // Large transactions come while they are in progress: the server need
+            // not keep them on its disk, nor send them all at once.
+            sql.push_str(", messages 'true', streaming 'on'");
         }
         sql.push(')');
         let mut out = BytesMut::new();

@@ -1,6 +1,7 @@
 //! The PostgreSQL source as the runtime sees it.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -24,6 +25,7 @@ use crate::replication::{Replication, SystemIdentity};
 use crate::shape::Compiler;
 use crate::slot::{self, Identity};
 use crate::snapshot::{Prepared, Progress, TableProgress};
+use crate::spool::Spool;
 use crate::stream::{Feedback, Shared, Stream};
 use crate::tables::{self, LeftOut, Selection};
 use crate::target::Target;
@@ -38,6 +40,7 @@ pub struct PostgresSource<S> {
     config: Arc<Postgres>,
     target: Target,
     schemas: Arc<S>,
+    spool: PathBuf,
     watch: Watch,
     running: Option<Running>,
     goal: Option<Lsn>,
@@ -90,6 +93,11 @@ impl Watch {
     pub fn positions(&self) -> (Lsn, Lsn) {
         let Now { shared, .. } = self.get();
         (Lsn(shared.received.load(Ordering::Relaxed)), shared.durable())
+    }
+
+    /// Bytes of transactions in progress that wait on disk for their commit.
+    pub fn spooled(&self) -> u64 {
+        self.get().shared.spooled.load(Ordering::Relaxed)
     }
 
     /// Whether a round is under way.
@@ -161,10 +169,11 @@ pub(crate) async fn identity(client: &Client, system: &SystemIdentity, config: &
 }
 
 impl<S: Schemas> PostgresSource<S> {
-    /// Touches nothing yet.
-    pub fn new(name: &str, config: Arc<Postgres>, schemas: Arc<S>) -> Result<Self> {
-        let target = target(&config)?;
-        Ok(Self { name: name.into(), config, target, schemas, watch: Watch::default(), running: None, goal: None })
+    /// Touches nothing yet. Transactions in progress wait in the folder `spool`,
+    /// which is its own and need not be kept.
+    pub fn new(name: &str, config: Arc<Postgres>, schemas: Arc<S>, spool: PathBuf) -> Result<Self> {
+        let (name, target) = (name.into(), target(&config)?);
+        Ok(Self { name, config, target, schemas, spool, watch: Watch::default(), running: None, goal: None })
     }
 
     /// For status.
@@ -309,7 +318,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         };
         let captured: BTreeSet<String> =
             compiler.tables.iter().map(|table| compiler.stream_of(&table.schema, &table.name)).collect();
-        let mut capture = Capture::new(compiler, progress.clone(), from);
+        let mut capture = Capture::new(compiler, progress.clone(), Spool::open(&self.spool)?, from);
         // Who comes back later is read anew: nobody followed it meanwhile.
         for stream in progress.all().into_keys().filter(|stream| !captured.contains(stream)) {
             capture.remember(progress.forget(&stream));

@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) durable: AtomicU64,
     /// How far the server's WAL reaches, as it last said.
     pub(crate) received: AtomicU64,
+    /// Bytes of transactions in progress that wait on disk.
+    pub(crate) spooled: AtomicU64,
     /// The thread is to end.
     pub(crate) stop: AtomicBool,
     /// Every table is read.
@@ -213,12 +215,15 @@ impl<S: Schemas> Stream<S> {
             }
             let received = self.replication.received;
             self.shared.received.store(received.0, Ordering::Relaxed);
+            self.shared.spooled.store(self.capture.spooled(), Ordering::Relaxed);
             if reached && let Some(prepared) = prepared.take() {
                 self.hand()?;
                 self.round(prepared)?;
+                self.unspool()?;
                 idle_since = Instant::now();
                 continue;
             }
+            self.unspool()?;
             if self.capture.takes_again() {
                 self.shared.snapshot_done.store(false, Ordering::Release);
             }
@@ -253,6 +258,20 @@ impl<S: Schemas> Stream<S> {
     fn hand(&mut self) -> Result<()> {
         let Some(captured) = self.capture.hand() else { return Ok(()) };
         send(&self.out, captured, &mut self.replication)
+    }
+
+    /// A streamed transaction that was committed goes to the log. The server
+    /// hears from us meanwhile.
+    #[inline]
+    fn unspool(&mut self) -> Result<()> {
+        while self.capture.is_replaying() && !self.shared.stop.load(Ordering::Relaxed) {
+            if self.capture.replay()? == Flow::Hand {
+                self.hand()?;
+                fault::point("spool-commit");
+            }
+            self.replication.tell(false)?;
+        }
+        Ok(())
     }
 
     fn round(&mut self, prepared: Prepared) -> Result<()> {
