@@ -14,5 +14,6 @@ mod pgsink;
 mod registry;
 mod s3;
 mod spine;
+mod streaming;
 mod tls;
 mod values;

@@ -119,6 +119,18 @@ pub(crate) fn is_tick(error: &io::Error) -> bool {
 }
 
 impl Connection {
+    #[cfg(test)]
+    pub(crate) fn over(socket: UnixStream) -> io::Result<Self> {
+        let closer = Socket::Unix(socket.try_clone()?);
+        let (buffer, parameters) = (vec![0; BUFFER], HashMap::new());
+        Ok(Self { line: Line::Unix(socket), buffer, start: 0, end: 0, parameters, last_read: 0, closer })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Logs in; with `replication`, as a walsender of the database.
     pub(crate) fn connect(target: &Target, replication: bool) -> Result<Self> {
         let (mut line, closer) = match target.socket() {

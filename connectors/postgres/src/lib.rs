@@ -17,6 +17,8 @@ mod codec;
 mod connection;
 mod control;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod lineage;
 mod lsn;
 mod nested;

@@ -75,6 +75,16 @@ impl Replication {
         Ok(Self { connection: Connection::connect(target, true)?, small_reads: 0, lagging: false, reads: 0 })
     }
 
+    #[cfg(test)]
+    pub(crate) fn over(connection: Connection) -> Self {
+        Self { connection, small_reads: 0, lagging: false, reads: 0 }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.connection.room()
+    }
+
     /// A handle that ends it from another thread.
     pub(crate) fn closer(&self) -> std::io::Result<Closer> {
         self.connection.closer()
@@ -154,9 +164,12 @@ impl Replication {
             names.join(",").replace('\'', "''")
         );
         if self.server_version() >= 140_000 {
+            sql.push_str(", messages 'true'");
+        }
+        if protocol >= 2 {
             // Large transactions come while they are in progress: the server need
             // not keep them on its disk, nor send them all at once.
-            sql.push_str(", messages 'true', streaming 'on'");
+            sql.push_str(", streaming 'on'");
         }
         sql.push(')');
         let mut out = BytesMut::new();

@@ -124,7 +124,8 @@ impl Spool {
     pub(crate) fn read(&self, xid: u32) -> Result<Records> {
         let path = self.path(xid);
         let file = File::open(&path).map_err(|error| unreadable(&path, error))?;
-        Ok(Records { path, file: BufReader::with_capacity(BUFFER, file), body: Vec::new() })
+        let left = self.lengths.get(&xid).copied().unwrap_or(0);
+        Ok(Records { path, left, file: BufReader::with_capacity(BUFFER, file), body: Vec::new() })
     }
 
     /// The transaction is over.
@@ -164,6 +165,8 @@ impl Drop for Spool {
 /// Reads a transaction's records.
 pub(crate) struct Records {
     path: PathBuf,
+    /// Bytes that are still to come.
+    left: u64,
     file: BufReader<File>,
     body: Vec<u8>,
 }
@@ -174,19 +177,20 @@ impl Records {
     pub(crate) fn next(&mut self, skipped: impl Fn(u32) -> bool) -> Result<Option<(Kind, &[u8], u64)>> {
         let mut passed = 0;
         loop {
-            let mut header = [0; HEADER];
-            match self.file.read_exact(&mut header) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                Err(error) => return Err(unreadable(&self.path, error)),
+            if self.left == 0 {
+                return Ok(None);
             }
+            let mut header = [0; HEADER];
+            self.file.read_exact(&mut header).map_err(|error| unreadable(&self.path, error))?;
             let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
             let (kind, xid, length) = (Kind::of(header[0]), word(1), word(5));
-            let Some(kind) = kind else {
-                let broken = io::Error::new(io::ErrorKind::InvalidData, "a record of no known kind");
+            let size = HEADER as u64 + u64::from(length);
+            let (Some(kind), Some(left)) = (kind, self.left.checked_sub(size)) else {
+                let broken = io::Error::new(io::ErrorKind::InvalidData, "not what was written");
                 return Err(unreadable(&self.path, broken));
             };
-            passed += HEADER as u64 + u64::from(length);
+            self.left = left;
+            passed += size;
             if skipped(xid) {
                 let seek = self.file.seek_relative(length.into());
                 seek.map_err(|error| unreadable(&self.path, error))?;

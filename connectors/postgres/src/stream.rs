@@ -11,6 +11,7 @@ use storage::Micros;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 use crate::capture::{Capture, Flow};
+use crate::error::WireError;
 use crate::lsn::Lsn;
 use crate::replication::{Event, Replication};
 use crate::snapshot::{Prepared, Round, prepare};
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) durable: AtomicU64,
     /// How far the server's WAL reaches, as it last said.
     pub(crate) received: AtomicU64,
+    /// The server failed to decode something.
+    pub(crate) undecodable: AtomicBool,
     /// Bytes of transactions in progress that wait on disk.
     pub(crate) spooled: AtomicU64,
     /// The thread is to end.
@@ -189,7 +192,12 @@ impl<S: Schemas> Stream<S> {
             let point = prepared.as_ref().map(|p| p.point);
             let mut reached = false;
             let event = self.replication.replication.poll();
-            match event.map_err(|error| error.during("could not read the stream"))? {
+            let event = event.map_err(|error| {
+                let undecodable = matches!(&error, WireError::Server(server) if server.code == "XX000");
+                self.shared.undecodable.store(undecodable, Ordering::Relaxed);
+                error.during("could not read the stream")
+            });
+            match event? {
                 Event::Data { end, message } => {
                     self.replication.received = self.replication.received.max(end);
                     match self.capture.message(message)? {
