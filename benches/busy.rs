@@ -39,9 +39,8 @@ pub(crate) fn busy(bench: &mut Bench, backlog: &Workload) -> Result<Figure> {
         let (_, copied) = copy::copy(bench.server.port, database, "orders", 2)?;
         let daemon = Daemon::new(&bench.folder.join("busy"), &bench.server, database, "busy", "initial")?;
         let measured = measure(&mut daemon.command(&[], "info,storage=trace")?, |child| {
-            daemon.until(child, "the table was read", |status| {
-                status["sources"][0]["tables"][0]["finished"] == true
-            })?;
+            daemon
+                .until(child, "the table was read", |status| status["sources"][0]["tables"][0]["finished"] == true)?;
             writers.kill()?;
             writers.wait()?;
             daemon.until_durable(child, bench.server.lsn(database)?)?;

@@ -63,7 +63,8 @@ pub(crate) fn live(bench: &mut Bench, rows: u64) -> Result<Vec<Figure>> {
             commit = time;
         }
     })?;
-    let durable = |line: &&str| line.contains(" durable ") && field(line, "offset").is_some_and(|offset| offset >= rows);
+    let durable =
+        |line: &&str| line.contains(" durable ") && field(line, "offset").is_some_and(|offset| offset >= rows);
     let durable = said.lines().find(durable).and_then(time_of).ok_or("the transaction was never durable")?;
     let verified = moved.inserts == rows + LARGE_ROWS + 1 && moved.rows() == moved.inserts;
     let figure = |id, what, unit, target, value: f64| {
@@ -72,8 +73,14 @@ pub(crate) fn live(bench: &mut Bench, rows: u64) -> Result<Vec<Figure>> {
     };
     let waited = format!("{} MB waited in the spool at its commit", spooled / 1_000_000);
     Ok(vec![
-        figure("T3b", "one transaction, from its commit to all of it readable", "s", 1.0, (durable - commit) as f64 / 1e6)
-            .note(&waited),
+        figure(
+            "T3b",
+            "one transaction, from its commit to all of it readable",
+            "s",
+            1.0,
+            (durable - commit) as f64 / 1e6,
+        )
+        .note(&waited),
         figure("T3m", "memory of the daemon meanwhile", "MiB", 128.0, peaks.0),
         figure("T3r", "offsets and files that a transaction rolled back leaves", "", 0.0, left as f64),
         figure("T3g", "memory, a transaction of 1 GiB with a row of 64 MiB", "MiB", 256.0, peaks.1),

@@ -125,7 +125,11 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
         eprintln!("W3: {huge} rows in one transaction");
         if wants(&["T3", "T13"]) {
             let backlog = workload::huge(&bench.server, huge)?;
-            figures.push(drained(bench, &backlog, ("T3", "one transaction to the durable log, against pg_recvlogical", 1.4))?);
+            figures.push(drained(
+                bench,
+                &backlog,
+                ("T3", "one transaction to the durable log, against pg_recvlogical", 1.4),
+            )?);
         }
         figures.extend(huge::live(bench, huge)?);
     }
@@ -137,7 +141,11 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
     if wants(&["W5", "T13"]) {
         eprintln!("W5: {} updates beside TOASTed columns", updates / 3);
         let backlog = workload::toast(&bench.server, updates / 3)?;
-        figures.push(drained(bench, &backlog, ("W5", "updates that do not touch a TOASTed column, against pg_recvlogical", 1.0))?);
+        figures.push(drained(
+            bench,
+            &backlog,
+            ("W5", "updates that do not touch a TOASTed column, against pg_recvlogical", 1.0),
+        )?);
     }
     if wants(&["W6", "T13"]) {
         eprintln!("W6: {tables} tables in turn");

@@ -167,11 +167,12 @@ pub(crate) fn many(server: &Server, tables: u64, rows: u64) -> Result<Workload> 
     for table in 1..=tables {
         server.sql(
             "many",
-            &format!("CREATE TABLE many_{table} (LIKE orders INCLUDING ALL); ALTER PUBLICATION bench ADD TABLE many_{table}"),
+            &format!(
+                "CREATE TABLE many_{table} (LIKE orders INCLUDING ALL); ALTER PUBLICATION bench ADD TABLE many_{table}"
+            ),
         )?;
     }
-    let truth =
-        Expected { inserts: tables * rows, updates: 0, deletes: 0, ids: Some(sum(1, rows) * tables as i64) };
+    let truth = Expected { inserts: tables * rows, updates: 0, deletes: 0, ids: Some(sum(1, rows) * tables as i64) };
     fill(server, "many", &format!("CALL many({tables}, {rows})"), truth)
 }
 

@@ -11,6 +11,7 @@ mod failover;
 mod kills;
 mod outages;
 mod pgsink;
+mod property;
 mod registry;
 mod s3;
 mod spine;

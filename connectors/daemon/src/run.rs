@@ -91,7 +91,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     for (name, log) in &logs {
         let Source::Postgres(source_config) = &config.sources[name];
         let schemas = Arc::new(SchemaBook::open(log.clone(), registry.registrar.clone(), Handle::current())?);
-        let source = PostgresSource::new(name, Arc::new((**source_config).clone()), schemas, layout::spool(&config, name))?;
+        let source =
+            PostgresSource::new(name, Arc::new((**source_config).clone()), schemas, layout::spool(&config, name))?;
         let mut deliveries = Vec::new();
         let mut live = Live {
             name: name.clone(),

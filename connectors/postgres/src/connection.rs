@@ -318,9 +318,9 @@ impl Connection {
             self.start = 0;
             if self.buffer.len() - self.end < BUFFER / 4 {
                 // As long as what has come fills it: what is only announced takes no memory.
-                let message = self.buffer[..self.end].first_chunk::<5>().map_or(0, |header| {
-                    u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize
-                });
+                let message = self.buffer[..self.end]
+                    .first_chunk::<5>()
+                    .map_or(0, |header| u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize);
                 let enough = (message + BUFFER).max(self.buffer.len() + BUFFER);
                 let length = (self.buffer.len() * 2).min(enough).min(MAX_MESSAGE + BUFFER);
                 self.buffer.resize(length, 0);

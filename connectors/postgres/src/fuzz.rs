@@ -206,7 +206,9 @@ fn recorded_messages_are_read() {
     for kind in "BCIUDRTMOY".bytes() {
         assert!(kinds.contains_key(&(1, kind)), "no {:?} of protocol 1", char::from(kind));
     }
-    for (protocol, kind) in [3, 4].into_iter().flat_map(|protocol| "SEcAIURMD".bytes().map(move |kind| (protocol, kind))) {
+    for (protocol, kind) in
+        [3, 4].into_iter().flat_map(|protocol| "SEcAIURMD".bytes().map(move |kind| (protocol, kind)))
+    {
         assert!(kinds.contains_key(&(protocol, kind)), "no {:?} of protocol {protocol}", char::from(kind));
     }
 }
@@ -272,7 +274,8 @@ fn any_text_is_a_value_or_an_error_for_each_type() {
             }));
         }
     }
-    texts.extend(["\"a\"=>NULL, \"b\"=>\"\"", "[1,2.5]", "{{{{{{1}}}}}}", "(1,)", "-infinity", "NaN"].map(|t| t.into()));
+    texts
+        .extend(["\"a\"=>NULL, \"b\"=>\"\"", "[1,2.5]", "{{{{{{1}}}}}}", "(1,)", "-infinity", "NaN"].map(|t| t.into()));
     let codecs = codecs();
     for _ in 0..cases(30_000) {
         let mut text = random.one(&texts).clone();

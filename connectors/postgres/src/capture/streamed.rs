@@ -366,7 +366,9 @@ impl<S: Schemas> Capture<S> {
                         self.streamed.told.insert(id, description.serial);
                         replay.numbers[number] = match (self.known.get(&id), &description.plan) {
                             // Encoded under the very shape that it has.
-                            (Some(Known::Captured(now)), Some(plan)) if now.plan.table == plan.table => Some(now.number),
+                            (Some(Known::Captured(now)), Some(plan)) if now.plan.table == plan.table => {
+                                Some(now.number)
+                            }
                             _ => None,
                         };
                     }
