@@ -26,15 +26,15 @@ impl Random {
     }
 }
 
-/// Types, and an expression of `i` for a value of each.
+/// Types, and for a value of each an expression of `$`, a number.
 const TYPES: [(&str, &str); 7] = [
-    ("int", "(i * 7919 % 1000)::int"),
-    ("bigint", "i * 1000003"),
-    ("text", "'text ' || i"),
-    ("text", "CASE WHEN i % 3 > 0 THEN repeat(md5(i::text), 90) END"),
-    ("boolean", "i % 2 = 0"),
-    ("numeric(12,2)", "(i % 100000)::numeric / 4"),
-    ("timestamptz", "timestamptz '2024-02-29 12:00:00+00' + i * interval '1 second'"),
+    ("int", "($ * 7919 % 1000)::int"),
+    ("bigint", "$ * 1000003"),
+    ("text", "'text ' || $"),
+    ("text", "CASE WHEN $ % 3 > 0 THEN repeat(md5($::text), 90) END"),
+    ("boolean", "$ % 2 = 0"),
+    ("numeric(12,2)", "($ % 100000)::numeric / 4"),
+    ("timestamptz", "timestamptz '2024-02-29 12:00:00+00' + $ * interval '1 second'"),
 ];
 
 /// A table as the writers know it. After an ALTER that was rolled back they know
@@ -74,7 +74,8 @@ impl Table {
 
     fn insert(&self, from: u64, rows: u64) -> String {
         let names: String = self.columns.iter().map(|(name, _)| format!(", {name}")).collect();
-        let values: String = self.columns.iter().map(|(_, ty)| format!(", {}", TYPES[*ty].1)).collect();
+        let values: String =
+            self.columns.iter().map(|(_, ty)| format!(", {}", TYPES[*ty].1.replace('$', "i"))).collect();
         let name = &self.name;
         format!(
             "INSERT INTO {name} (id{names}) SELECT i{values} FROM generate_series({from}::bigint, {}) i",
@@ -94,8 +95,7 @@ impl Table {
             }
             8..12 if !self.columns.is_empty() => {
                 let (column, ty) = random.one(&self.columns);
-                let value = TYPES[*ty].1.replace('i', "id").replace("tidme", "time").replace("idnterval", "interval");
-                let value = value.replace("::idnt", "::int").replace("numeridc", "numeric");
+                let value = TYPES[*ty].1.replace('$', &format!("(id + {rows})"));
                 format!("UPDATE {name} SET {column} = {value} WHERE id BETWEEN {low} AND {}", low + rows)
             }
             12..14 => {

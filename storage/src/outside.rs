@@ -320,9 +320,7 @@ impl<F: Files> Cursor<F> {
             let (header, payload) = frame;
             if !self.commit.aborted {
                 // All of the transaction counts: its state with its first rows, not behind its last.
-                for change in self.walk.pending.drain(..) {
-                    self.walk.state.apply(change);
-                }
+                self.walk.apply();
             }
             let wanted = header.end() > self.from || (header.records == 0 && header.base >= self.from);
             if let FrameKind::Log(kind) = header.kind

@@ -150,7 +150,7 @@ impl<S: Schemas> Capture<S> {
             Message::Logical { transactional, lsn, prefix, content } => {
                 self.logical(transactional, lsn, prefix, content)
             }
-            Message::StreamStart { xid } => self.streamed.start(xid).map(|()| Flow::On),
+            Message::StreamStart { xid, first } => self.streamed.start(xid, first).map(|()| Flow::On),
             Message::StreamCommit { xid, commit, end, time } => self.stream_commit(xid, commit, end, time),
             Message::StreamAbort { xid, sub } => {
                 self.streamed.abort(xid, sub);

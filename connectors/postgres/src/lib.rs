@@ -4,6 +4,9 @@
 //!  control      tokio-postgres: catalog, publication, slot, checks
 //!  connection   our own blocking line, for what must be fast: stream and COPY
 //!  replication  ── pgoutput ──► capture ──► batches ──► the log
+//!                                  │  ▲ at their commit
+//!                                  ▼  │
+//!                                 spool: transactions in progress
 //!  snapshot     rounds of COPY between transactions, by the same plans
 //!  catalog ──► shape ──► plan ──► codec: the database's values to Avro
 //! ```

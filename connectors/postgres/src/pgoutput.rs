@@ -78,6 +78,8 @@ pub(crate) enum Message<'a> {
     StreamStart {
         /// The top-level transaction.
         xid: u32,
+        /// It is the transaction's first.
+        first: bool,
     },
     /// The chunk ends.
     StreamStop,
@@ -342,8 +344,7 @@ fn body<'a>(kind: u8, bytes: &mut Bytes<'a>) -> Result<Message<'a>> {
         b'O' | b'Y' => Message::Ignored,
         b'S' => {
             let xid = bytes.u32("xid")?;
-            bytes.u8("first chunk")?;
-            Message::StreamStart { xid }
+            Message::StreamStart { xid, first: bytes.u8("first chunk")? != 0 }
         }
         b'E' => Message::StreamStop,
         b'c' => {

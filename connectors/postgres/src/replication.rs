@@ -156,6 +156,11 @@ impl Replication {
     }
 
     /// Begins to stream from `from` on.
+    ///
+    /// Without `binary 'true'`: 2026-11-25, `pg_recvlogical` on 15 with 300 k rows
+    /// of benches' orders, text and binary in turn, best of four each: 1.38 and
+    /// 1.31 CPU-seconds of the walsender, 6.35 and 6.47 s. Too little for a second
+    /// decoder of the same stream.
     pub(crate) fn start(&mut self, slot: &str, from: Lsn, publications: &[String], protocol: u32) -> Result<()> {
         let names: Vec<String> = publications.iter().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).collect();
         let mut sql = format!(

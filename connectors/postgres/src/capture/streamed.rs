@@ -57,6 +57,7 @@ pub(super) struct Streamed {
 struct Chunk {
     xid: u32,
     tx: String,
+    transaction: InProgress,
     /// Whose rows the writer holds.
     sub: Option<u32>,
 }
@@ -70,6 +71,20 @@ struct InProgress {
     /// Counts subtransactions rolled back.
     epoch: u64,
     aborted: HashSet<u32>,
+}
+
+impl InProgress {
+    /// How the transaction describes a relation.
+    #[inline]
+    fn described(&self, relation: u32) -> Result<(usize, &Description)> {
+        match self.current.get(&relation) {
+            Some((number, epoch)) if *epoch == self.epoch => Ok((*number, &self.descriptions[*number])),
+            _ => {
+                let what = "a transaction in progress has a row of relation";
+                Err(Error::retry(format!("{what} {relation} that it did not describe")))
+            }
+        }
+    }
 }
 
 struct Description {
@@ -120,17 +135,22 @@ impl Streamed {
         self.told.insert(relation, self.serial);
     }
 
-    /// A chunk begins.
-    pub(super) fn start(&mut self, xid: u32) -> Result<()> {
+    /// A chunk begins, with `first` that of a transaction that was not met before.
+    pub(super) fn start(&mut self, xid: u32, first: bool) -> Result<()> {
+        if first && self.open.remove(&xid).is_some() {
+            self.spool.remove(xid);
+        }
         self.spool.begin(xid)?;
-        self.open.entry(xid).or_default();
-        self.chunk = Some(Chunk { xid, tx: xid.to_string(), sub: None });
+        let transaction = self.open.remove(&xid).unwrap_or_default();
+        self.chunk = Some(Chunk { xid, tx: xid.to_string(), transaction, sub: None });
         Ok(())
     }
 
     fn stop(&mut self) -> Result<()> {
         self.cut()?;
-        self.chunk = None;
+        if let Some(Chunk { xid, transaction, .. }) = self.chunk.take() {
+            self.open.insert(xid, transaction);
+        }
         self.spool.end()?;
         fault::point("spool-chunk");
         Ok(())
@@ -173,9 +193,7 @@ impl Streamed {
     ) -> Result<()> {
         self.cut()?;
         self.serial += 1;
-        let Some(transaction) = self.chunk.as_ref().and_then(|chunk| self.open.get_mut(&chunk.xid)) else {
-            return Ok(());
-        };
+        let Some(Chunk { transaction, .. }) = &mut self.chunk else { return Ok(()) };
         let descriptions = &mut transaction.descriptions;
         let known = transaction.current.get(&relation.id).map(|(number, _)| *number);
         let number = match known.filter(|&number| descriptions[number].message == message[5..]) {
@@ -193,20 +211,6 @@ impl Streamed {
         self.spool.append(Kind::Relation, sub, [&head, &message[5..]])
     }
 
-    /// How the chunk's transaction describes a relation.
-    #[inline]
-    fn described(&self, relation: u32) -> Result<(usize, &Description)> {
-        let transaction = self.chunk.as_ref().and_then(|chunk| self.open.get(&chunk.xid));
-        let described = transaction.and_then(|transaction| {
-            let (number, epoch) = transaction.current.get(&relation)?;
-            (*epoch == transaction.epoch).then(|| (*number, &transaction.descriptions[*number]))
-        });
-        described.ok_or_else(|| {
-            let what = "a transaction in progress has a row of relation";
-            Error::retry(format!("{what} {relation} that it did not describe"))
-        })
-    }
-
     /// Encodes a row, if it is one that can be encoded now.
     #[inline]
     fn row(
@@ -218,24 +222,23 @@ impl Streamed {
         tuple: Tuple<'_>,
         write: impl FnOnce(&Plan, &mut Vec<u8>, &mut Vec<u8>) -> Result<bool, ValueError>,
     ) -> Result<()> {
-        let (number, description) = self.described(relation)?;
+        if self.writer.len() >= CUT || self.chunk.as_ref().is_some_and(|chunk| chunk.sub != Some(sub)) {
+            self.cut()?;
+        }
+        let Some(chunk) = &mut self.chunk else { return Ok(()) };
+        let (number, description) = chunk.transaction.described(relation)?;
         if !description.wanted {
             return Ok(());
         }
         let plan = match &description.plan {
-            Some(plan) if plan.width() == tuple.len() && message.len() <= LARGE => plan.clone(),
+            Some(plan) if plan.width() == tuple.len() && message.len() <= LARGE => plan,
             _ => return self.keep(sub, message),
         };
-        if self.writer.len() >= CUT || self.chunk.as_ref().is_some_and(|chunk| chunk.sub != Some(sub)) {
-            self.cut()?;
-        }
-        if let Some(chunk) = &mut self.chunk
-            && chunk.sub.is_none()
-        {
+        if chunk.sub.is_none() {
             chunk.sub = Some(sub);
             self.writer.begin_open(8, Micros(0), &chunk.tx, 0);
         }
-        let written = write(&plan, self.writer.open_row(number as SchemaNumber), &mut self.absent);
+        let written = write(plan, self.writer.open_row(number as SchemaNumber), &mut self.absent);
         let extras = match written {
             Ok(false) => RowExtras::default(),
             Ok(true) if op == Op::Delete => RowExtras { absent: Some(&self.absent), ..RowExtras::default() },
@@ -281,7 +284,8 @@ impl<S: Schemas> Capture<S> {
                 })?;
             }
             Message::Update { relation, .. } | Message::Delete { relation, .. } => {
-                if streamed.described(relation)?.1.wanted {
+                let described = streamed.chunk.as_ref().map(|chunk| chunk.transaction.described(relation));
+                if described.transpose()?.is_some_and(|(_, description)| description.wanted) {
                     streamed.keep(sub, message)?;
                 }
             }
