@@ -83,8 +83,11 @@ impl Table {
         )
     }
 
-    /// A statement that an application may have.
-    fn statement(&mut self, random: &mut Random, next: &mut u64) -> String {
+    /// A statement that an application may have. Without `ddl` within savepoints:
+    /// a server that decodes an ALTER rolled back to one may lose sight of the
+    /// table ("could not map filenode"), and a backend of 18.4 that ran
+    /// test_decoding over such ones, which are the truth here, has crashed.
+    fn statement(&mut self, random: &mut Random, next: &mut u64, ddl: bool) -> String {
         let name = self.name.clone();
         let low = random.below(*next);
         let rows = *random.one(&[1, 3, 20, 40, 300, 1500]);
@@ -107,12 +110,12 @@ impl Table {
             }
             14..16 => format!("DELETE FROM {name} WHERE id BETWEEN {low} AND {}", low + rows / 2),
             16 if random.below(3) == 0 => format!("TRUNCATE {name}"),
-            17 => format!("ALTER TABLE {name} ADD COLUMN {}", self.add(random)),
-            18 if self.columns.len() > 1 => {
+            17 if ddl => format!("ALTER TABLE {name} ADD COLUMN {}", self.add(random)),
+            18 if ddl && self.columns.len() > 1 => {
                 let gone = random.below(self.columns.len() as u64) as usize;
                 format!("ALTER TABLE {name} DROP COLUMN {}", self.columns.remove(gone).0)
             }
-            19 if random.below(2) == 0 => match self.columns.iter_mut().find(|(_, ty)| *ty == 0) {
+            19 if ddl && random.below(2) == 0 => match self.columns.iter_mut().find(|(_, ty)| *ty == 0) {
                 Some((column, ty)) => {
                     *ty = 1;
                     format!("ALTER TABLE {name} ALTER {column} TYPE bigint")
@@ -204,7 +207,7 @@ async fn world(seed: u64, seconds: u64) {
             _ => {
                 statements += 1;
                 let table = random.below(tables.len() as u64) as usize;
-                tables[table].statement(&mut random, &mut next)
+                tables[table].statement(&mut random, &mut next, *at == Some(0))
             }
         };
         let ended = sql == "ROLLBACK" || sql.starts_with("ROLLBACK TO");

@@ -125,7 +125,7 @@ async fn kills(version: u32) {
     transactions(&postgres, 1_000_000).await;
     // Every chunk of these transactions, and every batch that is copied, is one to die behind.
     for fault in
-        ["spool-chunk:1", "spool-chunk:7", "spool-commit:1", "spool-chunk:30", "spool-commit:2", "spool-commit:3"]
+        ["spool-chunk:1", "spool-chunk:7", "spool-commit:1", "spool-chunk:10", "spool-commit:2", "spool-commit:3"]
     {
         daemon.start(&["run"], Some(fault));
         let ended = daemon.wait(Duration::from_secs(60));
