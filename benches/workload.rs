@@ -142,11 +142,11 @@ pub(crate) fn all_rows(rows: u64) -> String {
 
 /// W4: updates under REPLICA IDENTITY FULL.
 pub(crate) fn full(server: &Server, rows: u64) -> Result<Workload> {
-    database(server, "full")?;
-    server.sql("full", &all_rows(rows))?;
-    server.sql("full", "ALTER TABLE orders REPLICA IDENTITY FULL")?;
+    database(server, "whole")?;
+    server.sql("whole", &all_rows(rows))?;
+    server.sql("whole", "ALTER TABLE orders REPLICA IDENTITY FULL")?;
     let truth = Expected { inserts: 0, updates: rows, deletes: 0, ids: Some(sum(1, rows)) };
-    fill(server, "full", &format!("CALL passes({rows}, 1)"), truth)
+    fill(server, "whole", &format!("CALL passes({rows}, 1)"), truth)
 }
 
 /// W5: updates of rows with 20 kB beside the row that they do not touch.
