@@ -80,7 +80,7 @@ pub(crate) fn busy(bench: &mut Bench, backlog: &Workload) -> Result<Figure> {
 
 /// Rows, and the sums of their ids and quantities, as the log's events come to.
 fn replayed(daemon: &Daemon) -> Result<String> {
-    let files = LogFiles::open(&daemon.folder.join("data/sources/shop"))?;
+    let files = LogFiles::open(daemon.folder.join("data/sources/shop"))?;
     let mut cursor = files.read(files.start()?.ok_or("no log")?)?;
     let mut rows: HashMap<i64, i64> = HashMap::new();
     while let Some(frame) = cursor.next()? {
