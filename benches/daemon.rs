@@ -28,7 +28,7 @@ impl Daemon {
         std::fs::create_dir_all(folder)?;
         let config = format!(
             "data_dir = \"data\"\n[sources.shop]\ntype = \"postgres\"\nurl = \"postgres://postgres@127.0.0.1:{}/{database}\"\n\
-             tables = [\"public.orders\"]\nslot = \"{slot}\"\npublication = \"bench\"\nsnapshot = {{ mode = \"{snapshot}\" }}\n",
+             tables = [\"public.*\"]\nslot = \"{slot}\"\npublication = \"bench\"\nsnapshot = {{ mode = \"{snapshot}\" }}\n",
             server.port
         );
         std::fs::write(folder.join("highwater.toml"), config)?;

@@ -1,11 +1,13 @@
 //! Figures of speed and memory. `benches/run` builds this and starts it.
 
 mod baselines;
+mod busy;
 mod checksum;
 mod daemon;
 mod drain;
 mod encode;
 mod http;
+mod huge;
 mod land;
 mod latency;
 mod machine;
@@ -103,6 +105,15 @@ fn all(programs: &Path, words: &[&str]) -> Result<()> {
     report::publish(&figures?, &output.join("report.json"))
 }
 
+/// A workload drained in rounds, and nothing left of it.
+fn drained(bench: &mut Bench, backlog: &workload::Workload, figure: (&'static str, &str, f64)) -> Result<Figure> {
+    let (drains, _) = drain::drain(bench, backlog)?;
+    bench.server.drop_slot(backlog.database, "drain_2")?;
+    bench.server.drop_slot(backlog.database, &workload::base(backlog.database))?;
+    let (id, what, target) = figure;
+    Ok(drains.ratio(id, what, 0, target))
+}
+
 fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Figure>> {
     let (rows, transactions) = if bench.quick { (200_000, 20_000) } else { (1_500_000, 200_000) };
     let mut figures = Vec::new();
@@ -124,7 +135,39 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
         bench.server.drop_slot("small", &workload::base("small"))?;
         figures.push(drains.ratio("T2", "small transactions to the durable log, against pg_recvlogical", 0, 1.2));
     }
-    if wants(&["T1", "T1'", "T4", "T7", "T10", "T10i", "T11", "T11a", "T11j", "T12", "T12h", "T13"]) {
+    let (huge, updates, tables) = if bench.quick { (200_000, 30_000, 20) } else { (1_000_000, 300_000, 200) };
+    if wants(&["T3", "T3b", "T3m", "T3r", "T3g", "T13"]) {
+        eprintln!("W3: {huge} rows in one transaction");
+        if wants(&["T3", "T13"]) {
+            let backlog = workload::huge(&bench.server, huge)?;
+            figures.push(drained(
+                bench,
+                &backlog,
+                ("T3", "one transaction to the durable log, against pg_recvlogical", 1.4),
+            )?);
+        }
+        figures.extend(huge::live(bench, huge)?);
+    }
+    if wants(&["W4", "T13"]) {
+        eprintln!("W4: {updates} updates under REPLICA IDENTITY FULL");
+        let backlog = workload::full(&bench.server, updates)?;
+        figures.push(drained(bench, &backlog, ("W4", "updates with the whole old row, against pg_recvlogical", 1.0))?);
+    }
+    if wants(&["W5", "T13"]) {
+        eprintln!("W5: {} updates beside TOASTed columns", updates / 3);
+        let backlog = workload::toast(&bench.server, updates / 3)?;
+        figures.push(drained(
+            bench,
+            &backlog,
+            ("W5", "updates that do not touch a TOASTed column, against pg_recvlogical", 1.0),
+        )?);
+    }
+    if wants(&["W6", "T13"]) {
+        eprintln!("W6: {tables} tables in turn");
+        let backlog = workload::many(&bench.server, tables, 5_000)?;
+        figures.push(drained(bench, &backlog, ("W6", "many tables in turn, against pg_recvlogical", 1.0))?);
+    }
+    if wants(&["T1", "T1'", "T4", "T7", "T10", "T10i", "T11", "T11a", "T11j", "T12", "T12h", "T13", "W8"]) {
         eprintln!("W1: {rows} rows, 1,000 a transaction");
         let bulk = workload::bulk(&bench.server, rows)?;
         if wants(&["T10", "T10i"]) {
@@ -147,6 +190,9 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
         }
         if wants(&["T7", "T13"]) {
             figures.push(snapshot::snapshot(bench, &bulk)?);
+        }
+        if wants(&["W8", "T13"]) {
+            figures.push(busy::busy(bench, &bulk)?);
         }
     }
     if wants(&["R1", "R2", "R3", "R3b", "R4"]) {

@@ -53,6 +53,27 @@ BEGIN
     COMMIT;
   END LOOP;
 END $$;
+-- W4, W5: each row's number of pieces once a pass, 1,000 rows a transaction.
+CREATE PROCEDURE passes(n bigint, times int) LANGUAGE plpgsql AS $$
+BEGIN
+  FOR pass IN 1 .. times LOOP
+    FOR k IN 0 .. (n - 1) / 1000 LOOP
+      UPDATE orders SET qty = qty + 1 WHERE id BETWEEN k * 1000 + 1 AND least((k + 1) * 1000, n);
+      COMMIT;
+    END LOOP;
+  END LOOP;
+END $$;
+-- W6: 50 rows a transaction, each of another table than the one before.
+CREATE PROCEDURE many(tables int, n bigint) LANGUAGE plpgsql AS $$
+BEGIN
+  FOR k IN 0 .. (n - 1) / 50 LOOP
+    FOR t IN 1 .. tables LOOP
+      EXECUTE format('INSERT INTO many_%s SELECT r.* FROM generate_series(%s, %s) i, order_row(i) r',
+                     t, k * 50 + 1, least((k + 1) * 50, n));
+      COMMIT;
+    END LOOP;
+  END LOOP;
+END $$;
 ";
 
 /// Rows there before W2 begins.
@@ -105,6 +126,54 @@ pub(crate) fn small(server: &Server, transactions: u64) -> Result<Workload> {
     let truth =
         Expected { inserts: transactions, updates: transactions, deletes, ids: Some(inserted + updated + gone) };
     fill(server, "small", &format!("CALL small({transactions}, {BASE})"), truth)
+}
+
+/// W3: all rows in one transaction.
+pub(crate) fn huge(server: &Server, rows: u64) -> Result<Workload> {
+    database(server, "huge")?;
+    let truth = Expected { inserts: rows, updates: 0, deletes: 0, ids: Some(sum(1, rows)) };
+    fill(server, "huge", &all_rows(rows), truth)
+}
+
+/// The statement that inserts so many rows.
+pub(crate) fn all_rows(rows: u64) -> String {
+    format!("INSERT INTO orders SELECT r.* FROM generate_series(1, {rows}) i, order_row(i) r")
+}
+
+/// W4: updates under REPLICA IDENTITY FULL.
+pub(crate) fn full(server: &Server, rows: u64) -> Result<Workload> {
+    database(server, "whole")?;
+    server.sql("whole", &all_rows(rows))?;
+    server.sql("whole", "ALTER TABLE orders REPLICA IDENTITY FULL")?;
+    let truth = Expected { inserts: 0, updates: rows, deletes: 0, ids: Some(sum(1, rows)) };
+    fill(server, "whole", &format!("CALL passes({rows}, 1)"), truth)
+}
+
+/// W5: updates of rows with 20 kB beside the row that they do not touch.
+pub(crate) fn toast(server: &Server, updates: u64) -> Result<Workload> {
+    database(server, "toast")?;
+    let rows = updates / 10;
+    server.sql("toast", &all_rows(rows))?;
+    let blob = "(SELECT string_agg(md5(id || ':' || k), '') FROM generate_series(1, 625) k)";
+    server.sql("toast", "ALTER TABLE orders ALTER attrs SET STORAGE EXTERNAL")?;
+    server.sql("toast", &format!("UPDATE orders SET attrs = jsonb_build_object('blob', {blob})"))?;
+    let truth = Expected { inserts: 0, updates: rows * 10, deletes: 0, ids: Some(sum(1, rows) * 10) };
+    fill(server, "toast", &format!("CALL passes({rows}, 10)"), truth)
+}
+
+/// W6: so many tables in turn.
+pub(crate) fn many(server: &Server, tables: u64, rows: u64) -> Result<Workload> {
+    database(server, "many")?;
+    for table in 1..=tables {
+        server.sql(
+            "many",
+            &format!(
+                "CREATE TABLE many_{table} (LIKE orders INCLUDING ALL); ALTER PUBLICATION bench ADD TABLE many_{table}"
+            ),
+        )?;
+    }
+    let truth = Expected { inserts: tables * rows, updates: 0, deletes: 0, ids: Some(sum(1, rows) * tables as i64) };
+    fill(server, "many", &format!("CALL many({tables}, {rows})"), truth)
 }
 
 fn sum(first: u64, last: u64) -> i64 {

@@ -166,10 +166,10 @@ async fn a_statement_timeout_of_the_role_does_not_break_a_snapshot() {
 }
 
 /// A small file system of its own, gone at the end; None where that may not be.
-struct Small(PathBuf);
+pub(crate) struct Small(pub(crate) PathBuf);
 
 impl Small {
-    fn mount(at: &Path, size: &str) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, size: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         let options = format!("size={size}");
         let output = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(at).output();

@@ -345,6 +345,10 @@ impl<F: Files> Cursor<F> {
                 Err(bad) => return Err(bad_frame(self.walk.scanner.path.clone(), self.walk.scanner.at, 0, bad)),
             };
             let (header, payload) = frame;
+            if !self.commit.aborted {
+                // All of the transaction counts: its state with its first rows, not behind its last.
+                self.walk.apply();
+            }
             let wanted = header.end() > self.from || (header.records == 0 && header.base >= self.from);
             if let FrameKind::Log(kind) = header.kind
                 && wanted

@@ -226,6 +226,13 @@ impl<F: LogFile> Walk<F> {
         })
     }
 
+    /// Takes the changes of the transaction under way into the state.
+    pub(crate) fn apply(&mut self) {
+        for change in self.pending.drain(..) {
+            self.state.apply(change);
+        }
+    }
+
     /// The next frame that follows; what is wrong with what stands there else.
     pub(crate) fn step(&mut self) -> Result<std::result::Result<(u64, Header, bytes::Bytes), Bad>> {
         let before = self.scanner.at;
@@ -262,9 +269,7 @@ impl<F: LogFile> Walk<F> {
             self.pending.clear();
         }
         if header.ends_transaction {
-            for change in self.pending.drain(..) {
-                self.state.apply(change);
-            }
+            self.apply();
             self.kept.epoch = header.epoch.0.max(self.kept.epoch);
             self.kept.sequence = self.next_sequence;
             self.kept.offset = self.next_offset;

@@ -39,6 +39,10 @@ impl Daemon {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(Self::binary());
         command.current_dir(&self.folder).args(words).env_remove("HIGHWATER_CONFIG").stdin(Stdio::null());
+        // What is said to a test is no setting of the daemon.
+        for ours in ["HIGHWATER_PROPERTY_SEED", "HIGHWATER_PROPERTY_SECONDS", "HIGHWATER_TORTURE_SECONDS"] {
+            command.env_remove(ours);
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }

@@ -32,6 +32,8 @@ use storage::{Frame, Micros, Offset, OffsetRange, Position};
 
 use crate::shape::SchemaNumber;
 
+mod splice;
+
 const VERSION: u8 = 1;
 const UNKNOWN: u8 = 0x80;
 const FOR_SOME: u8 = 0x80;

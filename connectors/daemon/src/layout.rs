@@ -26,6 +26,11 @@ pub(crate) fn staging(config: &Config, sink: &str, source: &str) -> PathBuf {
     config.data_dir.join("sinks").join(sink).join(source)
 }
 
+/// Of transactions in progress; emptied at every start.
+pub(crate) fn spool(config: &Config, source: &str) -> PathBuf {
+    config.data_dir.join("spool").join(source)
+}
+
 pub(crate) fn socket(config: &Config) -> PathBuf {
     config.data_dir.join("control.sock")
 }

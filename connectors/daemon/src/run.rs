@@ -92,7 +92,8 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
         let rules = quarantine::rules(&config, source_config);
         let book = held::book(source_config, log, registry.registrar.clone())?;
         let book = Arc::new(book.with_contracts(rules.contracts.clone()));
-        let source = PostgresSource::new(name, Arc::new((**source_config).clone()), book.clone())?;
+        let source = Arc::new((**source_config).clone());
+        let source = PostgresSource::new(name, source, book.clone(), layout::spool(&config, name))?;
         let (desk, requests) = Desk::new(book.clone());
         let mut deliveries = Vec::new();
         let orders = Orders::new(log.clone());

@@ -92,6 +92,7 @@ pub(crate) async fn live(pieces: &[Live], registry: Value) -> Value {
             "received": received.to_string(),
             "lag_bytes": lag,
             "lag_seconds": if lag == 0 { 0.0 } else { seconds_since(event_time) },
+            "spool_bytes": live.watch.spooled(),
             "events": state.events,
             "problem": problem,
             "quarantine": state.quarantine,
@@ -200,6 +201,9 @@ fn print(status: &Value) {
         }
         if let (Some(bytes), Some(seconds)) = (source["lag_bytes"].as_u64(), source["lag_seconds"].as_f64()) {
             told.push(format!("lag {bytes} bytes, {seconds:.1} s"));
+        }
+        if let Some(bytes @ 1..) = source["spool_bytes"].as_u64() {
+            told.push(format!("transactions in progress {bytes} bytes"));
         }
         match &source["log"] {
             Value::Null => told.push("no log yet".into()),

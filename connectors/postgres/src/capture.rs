@@ -12,7 +12,12 @@ use crate::pgoutput::{Cell, Malformed, Message, OldTuple, Relation, Tuple, decod
 use crate::plan::{Plan, ValueError};
 use crate::shape::{Compiled, Compiler};
 use crate::snapshot::{Generation, Progress};
+use crate::spool::Spool;
 use crate::unfit::{Cause, Row};
+
+mod streamed;
+
+use streamed::Streamed;
 
 /// A batch of whole transactions is handed on at this size.
 pub(crate) const FULL: usize = 512 << 10;
@@ -47,6 +52,26 @@ struct Transaction {
     torn: bool,
     /// The log has it already.
     held: bool,
+    /// Where it ends, if that is known before its last row.
+    end: Option<Lsn>,
+    /// Parts that were written before are in the writer.
+    spliced: bool,
+}
+
+impl Transaction {
+    fn new(xid: u32, commit: Lsn, time: i64, resume: Lsn) -> Self {
+        Self {
+            xid: xid.to_string(),
+            time: Micros(time),
+            ordinal: 0,
+            begun: false,
+            torn: false,
+            // A record that begins below where we resume ends there at the latest.
+            held: commit < resume,
+            end: None,
+            spliced: false,
+        }
+    }
 }
 
 /// One stream's state.
@@ -58,6 +83,7 @@ pub(crate) struct Capture<S> {
     known: HashMap<u32, Known>,
     messages: Option<SchemaNumber>,
     transaction: Option<Transaction>,
+    streamed: Streamed,
     /// Everything up to here is in the log.
     resume: Lsn,
     /// The end of the last whole transaction written, or idle position.
@@ -76,7 +102,7 @@ pub(crate) struct Capture<S> {
 }
 
 impl<S: Schemas> Capture<S> {
-    pub(crate) fn new(compiler: Compiler<S>, progress: Progress, resume: Lsn) -> Self {
+    pub(crate) fn new(compiler: Compiler<S>, progress: Progress, spool: Spool, resume: Lsn) -> Self {
         let max_row = usize::try_from(compiler.config.max_row).unwrap_or(usize::MAX);
         Self {
             max_row,
@@ -87,6 +113,7 @@ impl<S: Schemas> Capture<S> {
             known: HashMap::new(),
             messages: None,
             transaction: None,
+            streamed: Streamed::new(spool),
             resume,
             last: resume,
             handed: resume,
@@ -102,6 +129,9 @@ impl<S: Schemas> Capture<S> {
     /// Takes one message of pgoutput.
     #[inline]
     pub(crate) fn message(&mut self, message: &[u8]) -> Result<Flow> {
+        if self.streamed.is_inside() {
+            return self.chunk(message);
+        }
         if message.len() > self.max_row
             && let Some(flow) = self.too_large(message)?
         {
@@ -112,25 +142,26 @@ impl<S: Schemas> Capture<S> {
             Message::Update { relation, old, new } => self.update(relation, old, new),
             Message::Delete { relation, old } => self.delete(relation, old),
             Message::Begin { commit, time, xid } => {
-                self.transaction = Some(Transaction {
-                    xid: xid.to_string(),
-                    time: Micros(time),
-                    ordinal: 0,
-                    begun: false,
-                    torn: false,
-                    // A record that begins below where we resume ends there at the latest.
-                    held: commit < self.resume,
-                });
+                self.transaction = Some(Transaction::new(xid, commit, time, self.resume));
                 Ok(Flow::Begun(commit))
             }
             Message::Commit { end } => self.commit(end),
-            Message::Relation(relation) => self.relation(relation),
+            Message::Relation(relation) => {
+                self.streamed.tells(relation.id);
+                self.relation(relation)
+            }
             Message::Truncate { relations } => self.truncate(&relations),
             Message::Logical { transactional, lsn, prefix, content } => {
                 self.logical(transactional, lsn, prefix, content)
             }
-            Message::Ignored => Ok(Flow::On),
-            Message::Refused(what) => Err(Error::halt(format!("the stream holds {what}, which was not asked for"))),
+            Message::StreamStart { xid, first } => self.streamed.start(xid, first).map(|()| Flow::On),
+            Message::StreamCommit { xid, commit, end, time } => self.stream_commit(xid, commit, end, time),
+            Message::StreamAbort { xid, sub } => {
+                self.streamed.abort(xid, sub);
+                Ok(Flow::On)
+            }
+            Message::Ignored | Message::StreamStop => Ok(Flow::On),
+            Message::Refused(what) => Err(refused(what)),
         }
     }
 
@@ -352,7 +383,11 @@ impl<S: Schemas> Capture<S> {
             return Ok(false);
         }
         if !transaction.begun {
-            self.writer.begin_open(8, transaction.time, &transaction.xid, transaction.ordinal);
+            let Transaction { time, xid, ordinal, end, .. } = &*transaction;
+            match end {
+                None => self.writer.begin_open(8, *time, xid, *ordinal),
+                Some(end) => self.writer.begin(&end.to_bytes(), *time, xid, *ordinal),
+            }
             transaction.begun = true;
         }
         Ok(true)
@@ -500,14 +535,14 @@ impl<S: Schemas> Capture<S> {
 
     /// Notes an idle position: everything before it was received.
     pub(crate) fn idle(&mut self, end: Lsn) {
-        if self.transaction.is_none() {
+        if self.is_between() {
             self.last = self.last.max(end);
         }
     }
 
-    /// No transaction is under way.
+    /// No transaction is under way, and no chunk of one.
     pub(crate) fn is_between(&self) -> bool {
-        self.transaction.is_none()
+        self.transaction.is_none() && !self.streamed.is_inside()
     }
 
     /// Whether rows or state wait to be handed on.
@@ -533,12 +568,12 @@ impl<S: Schemas> Capture<S> {
     /// Everything written so far. In the middle of a transaction it is a piece,
     /// and the log shows nothing of it before the last piece is there.
     pub(crate) fn hand(&mut self) -> Option<Captured> {
-        let begun = self.transaction.as_ref().is_some_and(|t| t.begun);
+        let begun = self.transaction.as_ref().is_some_and(|t| t.begun || t.spliced);
         let (payload, records) = self.writer.take().unwrap_or((Bytes::new(), 0));
         let unfit = std::mem::take(&mut self.unfit);
         let state = std::mem::take(&mut self.state);
         if begun && let Some(transaction) = &mut self.transaction {
-            transaction.begun = false;
+            (transaction.begun, transaction.spliced) = (false, false);
             transaction.torn = true;
         }
         let whole = !self.transaction.as_ref().is_some_and(|t| t.torn);
@@ -572,6 +607,10 @@ fn check_width(plan: &Plan, tuple: Tuple<'_>) -> Result<()> {
 
 fn malformed(error: Malformed) -> Error {
     Error::halt("the stream cannot be read").because(error).hint("is this a PostgreSQL server of version 13 or later?")
+}
+
+fn refused(what: &str) -> Error {
+    Error::halt(format!("the stream holds {what}, which was not asked for"))
 }
 
 /// Whether an update changes the key; both keys, where they are known.

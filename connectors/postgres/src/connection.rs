@@ -119,6 +119,18 @@ pub(crate) fn is_tick(error: &io::Error) -> bool {
 }
 
 impl Connection {
+    #[cfg(test)]
+    pub(crate) fn over(socket: UnixStream) -> io::Result<Self> {
+        let closer = Socket::Unix(socket.try_clone()?);
+        let (buffer, parameters) = (vec![0; BUFFER], HashMap::new());
+        Ok(Self { line: Line::Unix(socket), buffer, start: 0, end: 0, parameters, last_read: 0, closer })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Logs in; with `replication`, as a walsender of the database.
     pub(crate) fn connect(target: &Target, replication: bool) -> Result<Self> {
         let (mut line, closer) = match target.socket() {
@@ -306,7 +318,11 @@ impl Connection {
             self.start = 0;
             if self.buffer.len() - self.end < BUFFER / 4 {
                 // As long as what has come fills it: what is only announced takes no memory.
-                let length = (self.buffer.len() * 2).min(MAX_MESSAGE + BUFFER);
+                let message = self.buffer[..self.end]
+                    .first_chunk::<5>()
+                    .map_or(0, |header| u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize);
+                let enough = (message + BUFFER).max(self.buffer.len() + BUFFER);
+                let length = (self.buffer.len() * 2).min(enough).min(MAX_MESSAGE + BUFFER);
                 self.buffer.resize(length, 0);
             }
         }

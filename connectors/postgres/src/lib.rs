@@ -4,6 +4,9 @@
 //!  control      tokio-postgres: catalog, publication, slot, checks
 //!  connection   our own blocking line, for what must be fast: stream and COPY
 //!  replication  ── pgoutput ──► capture ──► batches ──► the log
+//!                                  │  ▲ at their commit
+//!                                  ▼  │
+//!                                 spool: transactions in progress
 //!  snapshot     rounds of COPY between transactions, by the same plans
 //!  catalog ──► shape ──► plan ──► codec: the database's values to Avro
 //! ```
@@ -17,6 +20,8 @@ mod codec;
 mod connection;
 mod control;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod lineage;
 mod lsn;
 mod nested;
@@ -31,6 +36,7 @@ mod shape;
 mod slot;
 mod snapshot;
 mod source;
+mod spool;
 mod stream;
 mod survey;
 mod tables;

@@ -74,6 +74,33 @@ pub(crate) enum Message<'a> {
         /// What.
         content: &'a [u8],
     },
+    /// A chunk of a transaction in progress begins.
+    StreamStart {
+        /// The top-level transaction.
+        xid: u32,
+        /// It is the transaction's first.
+        first: bool,
+    },
+    /// The chunk ends.
+    StreamStop,
+    /// A streamed transaction was committed.
+    StreamCommit {
+        /// Which.
+        xid: u32,
+        /// Where its commit record begins.
+        commit: Lsn,
+        /// One behind it: the transaction's position.
+        end: Lsn,
+        /// Microseconds since 1970.
+        time: i64,
+    },
+    /// A streamed transaction, or a subtransaction of one, was rolled back.
+    StreamAbort {
+        /// The top-level transaction.
+        xid: u32,
+        /// What was rolled back: the same, or a part of it.
+        sub: u32,
+    },
     /// Where a transaction came from, or a type's name: not needed here.
     Ignored,
     /// Of a feature that we did not ask for.
@@ -256,16 +283,32 @@ impl<'a> Bytes<'a> {
 }
 
 /// Reads a message.
+#[inline]
 pub(crate) fn decode(message: &[u8]) -> Result<Message<'_>> {
     let mut bytes = Bytes { all: message, at: 0 };
-    Ok(match bytes.u8("message type")? {
+    let kind = bytes.u8("message type")?;
+    body(kind, &mut bytes)
+}
+
+/// Reads a message of a chunk, which tells the (sub)transaction that it belongs to.
+#[inline]
+pub(crate) fn decode_streamed(message: &[u8]) -> Result<(u32, Message<'_>)> {
+    let mut bytes = Bytes { all: message, at: 0 };
+    let kind = bytes.u8("message type")?;
+    let xid = bytes.u32("xid")?;
+    Ok((xid, body(kind, &mut bytes)?))
+}
+
+#[inline]
+fn body<'a>(kind: u8, bytes: &mut Bytes<'a>) -> Result<Message<'a>> {
+    Ok(match kind {
         b'B' => Message::Begin { commit: bytes.lsn("commit position")?, time: bytes.time()?, xid: bytes.u32("xid")? },
         b'C' => {
             bytes.u8("flags")?;
             bytes.lsn("commit position")?;
             Message::Commit { end: bytes.lsn("end position")? }
         }
-        b'R' => Message::Relation(relation(&mut bytes)?),
+        b'R' => Message::Relation(relation(bytes)?),
         b'I' => {
             let relation = bytes.u32("relation")?;
             match bytes.u8("tuple kind")? {
@@ -309,7 +352,19 @@ pub(crate) fn decode(message: &[u8]) -> Result<Message<'_>> {
             Message::Logical { transactional, lsn, prefix, content: bytes.take(length, "content")? }
         }
         b'O' | b'Y' => Message::Ignored,
-        b'S' | b'E' | b'c' | b'A' => Message::Refused("transactions streamed while in progress"),
+        b'S' => {
+            let xid = bytes.u32("xid")?;
+            Message::StreamStart { xid, first: bytes.u8("first chunk")? != 0 }
+        }
+        b'E' => Message::StreamStop,
+        b'c' => {
+            let xid = bytes.u32("xid")?;
+            bytes.u8("flags")?;
+            let (commit, end) = (bytes.lsn("commit position")?, bytes.lsn("end position")?);
+            Message::StreamCommit { xid, commit, end, time: bytes.time()? }
+        }
+        // What may follow is for streaming = parallel.
+        b'A' => Message::StreamAbort { xid: bytes.u32("xid")?, sub: bytes.u32("subtransaction")? },
         b'b' | b'P' | b'K' | b'r' | b'p' => Message::Refused("two-phase commit"),
         _ => return Err(Malformed { what: "message type", at: 0 }),
     })
@@ -356,12 +411,15 @@ mod tests {
 
     #[test]
     fn a_message_that_ends_early_is_malformed_at_every_byte() {
-        let messages: [Vec<u8>; 5] = [
+        let messages: [Vec<u8>; 8] = [
             update(),
             b"B\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03".to_vec(),
             b"R\0\0\x40\x01public\0t\0d\0\x01\x01id\0\0\0\0\x14\xff\xff\xff\xff".to_vec(),
             b"T\0\0\0\x01\0\0\0\x40\x01".to_vec(),
             b"M\x01\0\0\0\0\0\0\0\x09app\0\0\0\0\x02hi".to_vec(),
+            b"S\0\0\0\x03\x01".to_vec(),
+            b"c\0\0\0\x03\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x02".to_vec(),
+            b"A\0\0\0\x03\0\0\0\x04".to_vec(),
         ];
         for message in messages {
             assert!(decode(&message).is_ok());
@@ -373,14 +431,13 @@ mod tests {
 
     #[test]
     fn what_was_not_asked_for_is_refused_by_name() {
-        assert_eq!(decode(b"S"), Ok(Message::Refused("transactions streamed while in progress")));
         assert_eq!(decode(b"P"), Ok(Message::Refused("two-phase commit")));
         assert!(decode(b"?").is_err());
     }
 
     proptest::proptest! {
         #[test]
-        fn hostile_bytes_never_panic(mut bytes: Vec<u8>, tag in "[BCRIUDTMOY]") {
+        fn hostile_bytes_never_panic(mut bytes: Vec<u8>, tag in "[BCRIUDTMOYSEcA]") {
             if let Some(first) = bytes.first_mut() {
                 *first = tag.as_bytes()[0];
             }

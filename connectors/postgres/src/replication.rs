@@ -75,6 +75,16 @@ impl Replication {
         Ok(Self { connection: Connection::connect(target, true)?, small_reads: 0, lagging: false, reads: 0 })
     }
 
+    #[cfg(test)]
+    pub(crate) fn over(connection: Connection) -> Self {
+        Self { connection, small_reads: 0, lagging: false, reads: 0 }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.connection.room()
+    }
+
     /// A handle that ends it from another thread.
     pub(crate) fn closer(&self) -> std::io::Result<Closer> {
         self.connection.closer()
@@ -146,6 +156,11 @@ impl Replication {
     }
 
     /// Begins to stream from `from` on.
+    ///
+    /// Without `binary 'true'`: 2026-11-25, `pg_recvlogical` on 15 with 300 k rows
+    /// of benches' orders, text and binary in turn, best of four each: 1.38 and
+    /// 1.31 CPU-seconds of the walsender, 6.35 and 6.47 s. Too little for a second
+    /// decoder of the same stream.
     pub(crate) fn start(&mut self, slot: &str, from: Lsn, publications: &[String], protocol: u32) -> Result<()> {
         let names: Vec<String> = publications.iter().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).collect();
         let mut sql = format!(
@@ -155,6 +170,11 @@ impl Replication {
         );
         if self.server_version() >= 140_000 {
             sql.push_str(", messages 'true'");
+        }
+        if protocol >= 2 {
+            // Large transactions come while they are in progress: the server need
+            // not keep them on its disk, nor send them all at once.
+            sql.push_str(", streaming 'on'");
         }
         sql.push(')');
         let mut out = BytesMut::new();

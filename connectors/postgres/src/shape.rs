@@ -83,11 +83,7 @@ impl<S: Schemas> Compiler<S> {
     /// The plan for what the stream describes; `shapes` are those that the same
     /// table had, the newest first.
     pub(crate) fn of_relation(&mut self, relation: &Relation, shapes: &[Table]) -> Result<Compiled> {
-        let fits = |table: &CatalogTable| {
-            let streamed = relation.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
-            let known = table.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
-            table.identity as u32 == u32::from(relation.identity) && streamed.eq(known)
-        };
+        let fits = |table: &CatalogTable| fits(table, relation);
         let known = self.tables.iter().find(|table| table.oid == relation.id);
         if !known.is_some_and(|table| fits(table) && self.knows_types(relation)) {
             self.refresh(relation.id)?;
@@ -135,6 +131,14 @@ impl<S: Schemas> Compiler<S> {
         Ok((went || other, now))
     }
 
+    /// The plan for what the stream describes, if that is what we know the table
+    /// as. Asks nobody, and gives no number: its transaction may be rolled back.
+    pub(crate) fn plan_as_known(&self, relation: &Relation) -> Option<Plan> {
+        let table = self.tables.iter().find(|table| table.oid == relation.id);
+        let table = table.filter(|table| fits(table, relation) && self.knows_types(relation))?;
+        self.plan(table).ok().filter(|plan| plan.width() == relation.columns.len())
+    }
+
     fn knows_types(&self, relation: &Relation) -> bool {
         relation.columns.iter().all(|column| self.types.knows(column.type_oid))
     }
@@ -152,14 +156,18 @@ impl<S: Schemas> Compiler<S> {
         Ok(())
     }
 
-    /// The plan for a table as the catalog has it.
+    /// The plan for a table as the catalog has it, and its schema's number.
     pub(crate) fn compile(&self, table: &CatalogTable) -> Result<Compiled> {
+        let plan = self.plan(table)?;
+        let resolved = self.schemas.resolve(&plan.table)?;
+        let stream = plan.table.stream();
+        Ok(Compiled { plan: Arc::new(plan), number: resolved.number, stream, change: resolved.change })
+    }
+
+    fn plan(&self, table: &CatalogTable) -> Result<Plan> {
         let (shape, plans) = of(&self.config, &self.types, table)?;
-        let resolved = self.schemas.resolve(&shape)?;
-        let stream = shape.stream();
         let names = table.columns.iter().map(|column| column.name.as_str());
-        let plan = Arc::new(Plan::new(shape, plans, names));
-        Ok(Compiled { plan, number: resolved.number, stream, change: resolved.change })
+        Ok(Plan::new(shape, plans, names))
     }
 
     /// The stream of logical messages.
@@ -167,6 +175,13 @@ impl<S: Schemas> Compiler<S> {
         let resolved = self.schemas.resolve(&Table::messages(&self.source))?;
         Ok((resolved.number, resolved.change))
     }
+}
+
+/// Whether the catalog has a table as the stream describes it.
+fn fits(table: &CatalogTable, relation: &Relation) -> bool {
+    let streamed = relation.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
+    let known = table.columns.iter().map(|c| (c.name.as_str(), c.type_oid, c.typmod));
+    table.identity as u32 == u32::from(relation.identity) && streamed.eq(known)
 }
 
 /// A table's shape as the catalog and the configuration have it, and how its

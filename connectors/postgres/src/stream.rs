@@ -11,6 +11,7 @@ use storage::Micros;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 use crate::capture::{Capture, Flow};
+use crate::error::WireError;
 use crate::lsn::Lsn;
 use crate::replication::{Event, Replication};
 use crate::snapshot::{Prepared, Round, prepare};
@@ -35,6 +36,10 @@ pub(crate) struct Shared {
     pub(crate) durable: AtomicU64,
     /// How far the server's WAL reaches, as it last said.
     pub(crate) received: AtomicU64,
+    /// The server failed to decode something.
+    pub(crate) undecodable: AtomicBool,
+    /// Bytes of transactions in progress that wait on disk.
+    pub(crate) spooled: AtomicU64,
     /// The thread is to end.
     pub(crate) stop: AtomicBool,
     /// Every table is read.
@@ -210,7 +215,12 @@ impl<S: Schemas> Stream<S> {
             let point = prepared.as_ref().map(|p| p.point);
             let mut reached = false;
             let event = self.replication.replication.poll();
-            match event.map_err(|error| error.during("could not read the stream"))? {
+            let event = event.map_err(|error| {
+                let undecodable = matches!(&error, WireError::Server(server) if server.code == "XX000");
+                self.shared.undecodable.store(undecodable, Ordering::Relaxed);
+                error.during("could not read the stream")
+            });
+            match event? {
                 Event::Data { end, message } => {
                     self.replication.received = self.replication.received.max(end);
                     match self.capture.message(message)? {
@@ -236,12 +246,15 @@ impl<S: Schemas> Stream<S> {
             }
             let received = self.replication.received;
             self.shared.received.store(received.0, Ordering::Relaxed);
+            self.shared.spooled.store(self.capture.spooled(), Ordering::Relaxed);
             if reached && let Some(prepared) = prepared.take() {
                 self.hand()?;
                 self.round(prepared)?;
+                self.unspool()?;
                 idle_since = Instant::now();
                 continue;
             }
+            self.unspool()?;
             if self.capture.takes_again() {
                 self.shared.snapshot_done.store(false, Ordering::Release);
             }
@@ -284,6 +297,20 @@ impl<S: Schemas> Stream<S> {
     fn hand(&mut self) -> Result<()> {
         let Some(captured) = self.capture.hand() else { return Ok(()) };
         send(&self.out, captured, &mut self.replication)
+    }
+
+    /// A streamed transaction that was committed goes to the log. The server
+    /// hears from us meanwhile.
+    #[inline]
+    fn unspool(&mut self) -> Result<()> {
+        while self.capture.is_replaying() && !self.shared.stop.load(Ordering::Relaxed) {
+            if self.capture.replay()? == Flow::Hand {
+                self.hand()?;
+                fault::point("spool-commit");
+            }
+            self.replication.tell(false)?;
+        }
+        Ok(())
     }
 
     fn round(&mut self, prepared: Prepared) -> Result<()> {
