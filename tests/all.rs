@@ -16,3 +16,4 @@ mod s3;
 mod spine;
 mod tls;
 mod values;
+mod verify;

@@ -14,7 +14,7 @@ use crate::spine::capturing;
 use crate::values::{EXTENSIONS, TYPES, VALUES};
 
 /// A warehouse, written by a role that has the least (docs/postgres-sink.md).
-async fn warehouse(server: Option<Arc<Server>>, version: u32) -> Postgres {
+pub(crate) async fn warehouse(server: Option<Arc<Server>>, version: u32) -> Postgres {
     let warehouse = match server {
         Some(server) => Postgres::on(server).await,
         None => Postgres::new(version).await,
@@ -29,7 +29,7 @@ async fn warehouse(server: Option<Arc<Server>>, version: u32) -> Postgres {
     warehouse
 }
 
-fn config(source: &Postgres, warehouse: &Postgres, more: &str) -> String {
+pub(crate) fn config(source: &Postgres, warehouse: &Postgres, more: &str) -> String {
     format!(
         "[sources.shop]\ntype = \"postgres\"\nurl = \"{}\"\nslot = \"hw_{}\"\n\
          [log]\nsegment_bytes = \"1MiB\"\n\

@@ -17,6 +17,7 @@ mod sinks;
 mod snapshot;
 mod status;
 mod tail;
+mod verify;
 
 use clap::Parser;
 
@@ -63,6 +64,7 @@ async fn command(args: Args) -> Exit {
         Command::Tail(tail) => tail::run(&config, tail),
         Command::Snapshot { source, tables } => snapshot::run(&config, source, tables, args.json).await,
         Command::Repair { source, yes } => repair::run(&config, source, *yes, args.json).await,
+        Command::Verify(verify) => verify::run(&config, verify, args.json).await,
         Command::Log { command } => log::run(&config, command, args.json),
         Command::Schemas { command } => schemas::run(&config, command, args.json).await,
         Command::Init { .. } => Exit::Done,

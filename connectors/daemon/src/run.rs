@@ -5,7 +5,7 @@ use std::sync::Arc;
 use config::{Config, Source};
 use connector::{Error, Result, Table, TableKind};
 use connector_postgres::PostgresSource;
-use connector_runtime::{Delivery, Ended, Pipeline, SchemaBook, SinkStatus, SourceStatus};
+use connector_runtime::{Delivery, Ended, Holds, Pipeline, SchemaBook, SinkStatus, SourceStatus};
 use serde_json::{Value, json};
 use storage::{EventLog, Log, Options, Retain};
 use tokio::runtime::Handle;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::exit::{Exit, failure, log_error};
 use crate::registry::Registry;
 use crate::status::Live;
-use crate::{control, layout, progress, sinks, snapshot, status};
+use crate::{control, layout, progress, sinks, snapshot, status, verify};
 
 pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
     let stop = CancellationToken::new();
@@ -100,6 +100,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             status: SourceStatus::default(),
             watch: source.watch(),
             sinks: Vec::new(),
+            holds: Holds::default(),
         };
         for (sink_name, sink) in config.sinks.iter().filter(|(_, sink)| sink.from.contains(name)) {
             let status = SinkStatus::default();
@@ -114,6 +115,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
                 }),
                 age: sink.destination.cut_age(),
                 status,
+                holds: live.holds.clone(),
             });
         }
         tokio::spawn(progress::show(name.clone(), source.watch(), stop.clone()));
@@ -178,6 +180,7 @@ fn answer(lives: &[Live], asked: &Value) -> Value {
     match asked["command"].as_str() {
         Some("status") => status::live(lives),
         Some("snapshot") => snapshot::running(lives, asked),
+        Some("verify") => verify::running(lives, asked),
         _ => json!({"error": "this daemon does not know the command"}),
     }
 }

@@ -2,7 +2,7 @@
 
 use config::Config;
 use connector_postgres::{Lsn, Watch};
-use connector_runtime::{SinkStatus, SourceStatus};
+use connector_runtime::{Holds, SinkStatus, SourceStatus};
 use serde_json::{Value, json};
 use storage::outside::LogFiles;
 use storage::{EventLog, Log};
@@ -20,6 +20,7 @@ pub(crate) struct Live {
     pub(crate) status: SourceStatus,
     pub(crate) watch: Watch,
     pub(crate) sinks: Vec<(String, SinkStatus)>,
+    pub(crate) holds: Holds,
 }
 
 /// The status of a running daemon.

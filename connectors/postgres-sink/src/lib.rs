@@ -12,6 +12,7 @@
 
 mod bag;
 mod check;
+mod compared;
 mod copy;
 mod ddl;
 mod error;
@@ -32,5 +33,6 @@ mod types;
 mod wire;
 
 pub use check::{Finding, check};
+pub use compared::{ComparedTable, checkpoint, compared, connect};
 pub use settings::Settings;
 pub use sink::{Merged, PostgresSink};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connector::{
-    Action, Batch, Checkpoint, Error, Malformed, Mark, Promise, Result, SchemaNumber, Shape, Shapes, Sink, Step, Table,
+    Action, Batch, Checkpoint, Error, Malformed, Mark, Promise, Result, SchemaNumber, Shape, Shapes, Sink, Step, StepEnd, Table,
 };
 use futures_util::{Stream, StreamExt};
 use storage::{EventLog, Frame, Kind, Log, Micros, Offset, OffsetRange, Position};
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
+use crate::holds::Holds;
 use crate::notes::Notes;
 use crate::schemas::shapes_of;
 use crate::status::{Health, SinkStatus, now_micros};
@@ -46,6 +47,8 @@ pub struct Delivery<K> {
     pub age: Duration,
     /// Told to whoever asks.
     pub status: SinkStatus,
+    /// Where it stands still to be looked at.
+    pub holds: Holds,
 }
 
 /// How a delivery was ended.
@@ -145,8 +148,10 @@ impl<K: Sink> Delivery<K> {
         self.status.works();
         tracing::info!(sink = self.name, checkpoint = checkpoint.next.0, "delivering");
         if let Some(promise) = opened.promised {
-            checkpoint = self.keep(log, &mut shapes, checkpoint, promise).await?;
+            let step = self.keep(log, &mut shapes, checkpoint, promise).await?;
+            checkpoint = Checkpoint { next: step.end };
             self.arrived(notes, checkpoint, None);
+            stand(&self.holds, &step, cancel).await;
         }
         let mut frames = pin!(log.read(checkpoint.next));
         let mut step = Gathered::new(checkpoint);
@@ -173,6 +178,7 @@ impl<K: Sink> Delivery<K> {
                 });
                 self.arrived(notes, checkpoint, Some(time));
                 tracing::debug!(sink = self.name, events, checkpoint = checkpoint.next.0, "step committed");
+                stand(&self.holds, &step, cancel).await;
             }
             if cut == Cut::Stop {
                 return Ok(());
@@ -219,7 +225,7 @@ impl<K: Sink> Delivery<K> {
         shapes: &mut ShapeCache,
         checkpoint: Checkpoint,
         promise: Promise,
-    ) -> Result<Checkpoint> {
+    ) -> Result<Gathered> {
         let Promise { range, streams } = promise;
         let name = self.name.clone();
         let broken = || {
@@ -244,7 +250,8 @@ impl<K: Sink> Delivery<K> {
         if step.end != range.end {
             return Err(broken());
         }
-        self.commit(&step).await
+        self.commit(&step).await?;
+        Ok(step)
     }
 
     /// Stages what the log has until the step is to end, which is only ever
@@ -264,7 +271,8 @@ impl<K: Sink> Delivery<K> {
                     return Ok(Cut::Stop);
                 }
                 let old = step.first_staged.is_some_and(|first| first.elapsed() >= self.age);
-                if old || (step.events > 0 && self.sink.is_full()) || step.bytes >= PASSED_BY {
+                let full = (step.events > 0 && self.sink.is_full()) || step.bytes >= PASSED_BY;
+                if old || full || step.seen_by.is_some() {
                     return Ok(Cut::Due);
                 }
             }
@@ -315,6 +323,10 @@ impl<K: Sink> Delivery<K> {
                         self.sink.stage_mark(&shape, &mark, range.start).await?;
                         step.events += 1;
                     }
+                } else if let Some(end) = StepEnd::from_payload(&frame.payload)
+                    && end.sinks.contains(&self.name)
+                {
+                    step.seen_by = Some(end.step_end);
                 }
             }
             Kind::Pending => {}
@@ -350,6 +362,8 @@ struct Gathered {
     first_staged: Option<Instant>,
     position: Option<Position>,
     event_time: Micros,
+    /// It ends here, to be looked at by whoever knows this id.
+    seen_by: Option<String>,
 }
 
 impl Gathered {
@@ -363,6 +377,7 @@ impl Gathered {
             first_staged: None,
             position: None,
             event_time: Micros(i64::MIN),
+            seen_by: None,
         }
     }
 }
@@ -399,6 +414,16 @@ impl ShapeCache {
         let wanted = (self.selection)(&shape.table).then_some(shape);
         self.wanted.insert(number, wanted.clone());
         Ok(wanted)
+    }
+}
+
+/// Stands still behind a step that was ended to be looked at.
+async fn stand(holds: &Holds, step: &Gathered, cancel: &CancellationToken) {
+    if let Some(id) = &step.seen_by {
+        tokio::select! {
+            () = holds.stand(id, step.end.0) => {}
+            () = cancel.cancelled() => {}
+        }
     }
 }
 

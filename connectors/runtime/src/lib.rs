@@ -18,6 +18,7 @@
 
 mod backoff;
 mod delivery;
+mod holds;
 mod ingest;
 mod notes;
 mod pipeline;
@@ -25,6 +26,7 @@ mod schemas;
 mod status;
 
 pub use delivery::{Delivery, Selection};
+pub use holds::Holds;
 pub use pipeline::{Ended, Pipeline};
 pub use schemas::SchemaBook;
 pub use status::{Health, Problem, SinkStatus, SourceStatus};

@@ -14,6 +14,7 @@ use crate::capture::{oversize, unfit_value};
 use crate::connection::{Closer, Connection};
 use crate::error::WireError;
 use crate::plan::{Plan, literal};
+use crate::snapshot::copied_body;
 use crate::target::Target;
 
 /// A chunk may wait in memory up to this; a greater one is handed on as it comes.
@@ -152,13 +153,8 @@ fn read(
     let (mut rows, started) = (0u64, Instant::now());
     writer.begin(&work.position, work.time, "", 0);
     while let Some(data) = connection.copy_row().map_err(failed)? {
-        let mut data = data;
-        if let Some(rest) = data.strip_prefix(b"PGCOPY\n\xff\r\n\0") {
-            // Flags, then the length of an extension.
-            let extension = rest.get(4..8).and_then(|l| l.first_chunk::<4>()).map_or(0, |l| u32::from_be_bytes(*l));
-            data = rest.get(8 + extension as usize..).unwrap_or_default();
-        }
-        if data.is_empty() || data == [0xff, 0xff] {
+        let data = copied_body(data);
+        if data.is_empty() {
             continue;
         }
         if data.len() > work.max_row {
