@@ -11,6 +11,7 @@
 //!    └─ compare
 //! ```
 
+mod lake;
 mod point;
 mod report;
 mod serve;
@@ -137,6 +138,7 @@ impl Job<'_> {
         let summary = (point.position.clone(), point.checkpoint);
         let compared = match destination {
             There::Warehouse(side) => self.warehouse(point, *side, tables).await?,
+            There::Lake(files) => self.lake(&point, &files, tables).await?,
         };
         let (position, checkpoint) = summary;
         let summary = Summary {
@@ -179,8 +181,10 @@ impl Job<'_> {
                 }
                 Ok((point, There::Warehouse(Box::new(side))))
             }
-            Destination::ObjectStore(_) => {
-                Err(Error::halt("verify compares PostgreSQL warehouses; object stores are not in this version"))
+            Destination::ObjectStore(store) => {
+                let files = connector_object_store::Files::new(store)?;
+                let point = daemon.point(self.source, self.pace(), say).await?;
+                Ok((point, There::Lake(files)))
             }
         }
     }
@@ -213,6 +217,38 @@ impl Job<'_> {
                 Ok(pair) => compare::compare(&mut source, &mut sink, &pair, hash, limits, &progress).await?,
                 Err(why) => Outcome::skipped(why),
             };
+            let name = format!("{}.{}", table.schema, table.name);
+            let table = Compared { stream: table.stream, table: name, outcome };
+            report::table(&table, self.json);
+            compared.push(table);
+        }
+        drop(shown);
+        Ok(compared)
+    }
+
+    async fn lake(
+        &self,
+        point: &Point,
+        files: &connector_object_store::Files,
+        tables: Vec<connector_postgres::ComparedTable>,
+    ) -> Result<Vec<Compared>> {
+        let limits = Limits { findings: self.args.limit, keys: MENDED, values: self.args.show_values };
+        let progress = Arc::new(Progress::default());
+        let blocks = |table: &connector_postgres::ComparedTable| table.leaves.iter().map(|leaf| leaf.3).sum::<u64>();
+        progress.expect(tables.iter().map(blocks).sum());
+        let shown = report::show(progress.clone(), format!("verify {} {}", self.args.source, self.args.sink));
+        let mut compared = Vec::new();
+        for table in tables {
+            let outcome = match why_not(&table, &point.reading) {
+                Some(why) => Outcome::skipped(why),
+                None => {
+                    let (holder, snapshot) = (point.source.holder(), point.source.snapshot());
+                    let rows = connector_postgres::SourceRows::new(holder, self.source, &table, snapshot).await?;
+                    let pace = self.args.rows_per_second.unwrap_or(0);
+                    lake::compare(files, rows, point.checkpoint, pace, limits).await?
+                }
+            };
+            progress.read(blocks(&table), outcome.source_rows);
             let name = format!("{}.{}", table.schema, table.name);
             let table = Compared { stream: table.stream, table: name, outcome };
             report::table(&table, self.json);
@@ -262,8 +298,9 @@ impl Job<'_> {
                     }
                     Some("failed") | None => {
                         let error = point["error"].as_str().unwrap_or("the daemon has been started anew meanwhile");
-                        return Err(Error::halt(format!("could not mend: {error}"))
-                            .hint("verify with --repair again; or `highwater snapshot` reads a table again as a whole"));
+                        return Err(Error::halt(format!("could not mend: {error}")).hint(
+                            "verify with --repair again; or `highwater snapshot` reads a table again as a whole",
+                        ));
                     }
                     _ => left.push(id),
                 }
@@ -305,6 +342,7 @@ impl Job<'_> {
 /// A destination that is held.
 enum There {
     Warehouse(Box<Side>),
+    Lake(connector_object_store::Files),
 }
 
 /// In requests of a bearable size.
@@ -325,17 +363,21 @@ fn split(keys: &[Vec<String>]) -> Vec<Vec<Vec<String>>> {
     pieces
 }
 
+/// Why the source's side of it cannot be compared.
+fn why_not(source: &connector_postgres::ComparedTable, reading: &[String]) -> Option<String> {
+    let reading = reading.contains(&source.stream);
+    let wait = "it is being read: verify again when `highwater status` says that it is done";
+    source.not_comparable.clone().or_else(|| reading.then(|| wait.into()))
+}
+
 /// The table in both places; else why it cannot be compared.
 fn pair(
     source: &connector_postgres::ComparedTable,
     sink: Option<&connector_postgres_sink::ComparedTable>,
     reading: &[String],
 ) -> Result<Table, String> {
-    if let Some(why) = &source.not_comparable {
-        return Err(why.clone());
-    }
-    if reading.contains(&source.stream) {
-        return Err("it is being read: verify again when `highwater status` says that it is done".into());
+    if let Some(why) = why_not(source, reading) {
+        return Err(why);
     }
     let Some(sink) = sink else {
         return Err("the destination does not have it: nothing of it was delivered yet".into());

@@ -13,13 +13,18 @@
 //! counts and carries the epoch. `docs/object-store.md` has their form.
 
 mod columns;
+mod compared;
 mod error;
 mod manifest;
 mod meta;
 mod settings;
 mod sink;
 mod staging;
+mod state;
+mod values;
 mod writer;
 
+pub use compared::Files;
 pub use settings::Settings;
 pub use sink::{ObjectStoreSink, Uploaded};
+pub use state::{State, Wrong};

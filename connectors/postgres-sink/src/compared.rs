@@ -7,9 +7,9 @@ use tokio_postgres::Client;
 
 use crate::error::failed;
 use crate::history::VIEW;
+use crate::session;
 use crate::sql::{qualified, quote};
 use crate::table::Mirror;
-use crate::session;
 
 /// A table of the sink.
 #[derive(Clone, Debug)]
@@ -60,12 +60,12 @@ pub async fn compared(client: &Client, sink: &str, source: &str) -> Result<Vec<C
         let history = row.get::<_, String>(Mirror::FIELDS) == "history";
         let behind: Option<String> = row.get(Mirror::FIELDS + 1);
         let mut not_comparable = behind.map(|since| format!("it is parked at the destination since {since}"));
-        if history && mirror.key.is_empty() {
+        let view = qualified(&mirror.schema, &format!("{}{VIEW}", mirror.name));
+        if history && !exists(client, &view).await? {
             not_comparable = Some("it has no key, and a history of such a table has no current state".into());
         }
         let kept = mirror.columns.iter().filter(|column| !column.dropped);
         let columns = kept.map(|c| (c.id, c.name.clone(), c.ty.clone())).collect();
-        let view = qualified(&mirror.schema, &format!("{}{VIEW}", mirror.name));
         let leaves = if history { Vec::new() } else { leaves(client, &mirror).await? };
         if !history && leaves.is_empty() {
             not_comparable = Some(format!("table {} is gone from the warehouse", mirror.quoted()));
@@ -80,6 +80,11 @@ pub async fn compared(client: &Client, sink: &str, source: &str) -> Result<Vec<C
         });
     }
     Ok(found)
+}
+
+async fn exists(client: &Client, quoted: &str) -> Result<bool> {
+    let row = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&quoted]).await;
+    Ok(row.map_err(|error| failed(error, format!("could not look for {quoted}")))?.get(0))
 }
 
 async fn leaves(client: &Client, mirror: &Mirror) -> Result<Vec<(u32, String, u32, u64)>> {

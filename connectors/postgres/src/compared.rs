@@ -39,11 +39,7 @@ pub async fn connect(config: &Postgres) -> Result<Client> {
 }
 
 /// The tables that pass `wanted` by `schema.table`, as the client's transaction sees them.
-pub async fn compared(
-    client: &Client,
-    config: &Postgres,
-    wanted: impl Fn(&str) -> bool,
-) -> Result<Vec<ComparedTable>> {
+pub async fn compared(client: &Client, config: &Postgres, wanted: impl Fn(&str) -> bool) -> Result<Vec<ComparedTable>> {
     let sql = "SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
                 WHERE p.pubname = ANY($1) AND to_jsonb(r) ->> 'prqual' IS NOT NULL";
     let rows = client.query(sql, &[&crate::publication::names(&config.publication)]).await;
@@ -68,7 +64,10 @@ pub async fn compared(
             key: key.collect(),
             columns,
             quoted: table.quoted(),
-            leaves: leaves.into_iter().map(|leaf| (leaf.oid, leaf.name, files.get(&leaf.oid).copied().unwrap_or(0), leaf.blocks)).collect(),
+            leaves: leaves
+                .into_iter()
+                .map(|leaf| (leaf.oid, leaf.name, files.get(&leaf.oid).copied().unwrap_or(0), leaf.blocks))
+                .collect(),
             not_comparable: not_comparable(&table, &filtered),
             schema: table.schema,
             name: table.name,

@@ -289,7 +289,8 @@ impl<S: Schemas> Stream<S> {
                     let position = prepared.point.to_bytes().to_vec();
                     let end = StepEnd { step_end: id.clone(), sinks: vec![sink], position };
                     send(out, step_end_batch(&end, now), feedback)?;
-                    let reading = |t: &crate::snapshot::TableProgress| t.generation.as_ref().is_some_and(|g| !g.finished);
+                    let reading =
+                        |t: &crate::snapshot::TableProgress| t.generation.as_ref().is_some_and(|g| !g.finished);
                     let streams = self.capture.progress.all().into_iter().filter(|(_, table)| reading(table));
                     self.points.marked(&id, streams.map(|(stream, _)| stream).collect());
                 }

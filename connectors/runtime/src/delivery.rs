@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connector::{
-    Action, Batch, Checkpoint, Error, Malformed, Mark, Promise, Result, SchemaNumber, Shape, Shapes, Sink, Step, StepEnd, Table,
+    Action, Batch, Checkpoint, Error, Malformed, Mark, Promise, Result, SchemaNumber, Shape, Shapes, Sink, Step,
+    StepEnd, Table,
 };
 use futures_util::{Stream, StreamExt};
 use storage::{EventLog, Frame, Kind, Log, Micros, Offset, OffsetRange, Position};

@@ -113,12 +113,8 @@ async fn compared(
         tokio::join!(sums(source, table, hash, count, progress), sums(sink, table, hash, count, progress));
     let (there, here) = (there?, here?);
     let rows = |sums: &[Sum]| sums.iter().map(|sum| sum.rows).sum();
-    let mut outcome = Outcome {
-        source_rows: rows(&there),
-        sink_rows: rows(&here),
-        keys: Some(Vec::new()),
-        ..Outcome::default()
-    };
+    let mut outcome =
+        Outcome { source_rows: rows(&there), sink_rows: rows(&here), keys: Some(Vec::new()), ..Outcome::default() };
     let mut wrong: Vec<usize> = (0..count).filter(|&bucket| there[bucket] != here[bucket]).collect();
     while !wrong.is_empty() {
         let full = outcome.findings.len() >= limits.findings && outcome.keys.is_none();

@@ -87,6 +87,11 @@ impl Side {
         &self.holder
     }
 
+    /// The snapshot, for who reads in another form.
+    pub fn snapshot(&self) -> &str {
+        &self.snapshot
+    }
+
     /// The hash that both sides compute alike.
     pub async fn hash(&self, other: &Side) -> Result<Hash> {
         const PROBE: &str = "SELECT hashtextextended('the high-water mark' COLLATE \"C\", 0)::text
@@ -94,7 +99,9 @@ impl Side {
         let mut answers = Vec::new();
         for side in [self, other] {
             let row = side.holder.query_one(PROBE, &[]).await;
-            answers.push(row.map_err(|error| failed(error, "could not compare how the servers hash"))?.get::<_, String>(0));
+            answers.push(
+                row.map_err(|error| failed(error, "could not compare how the servers hash"))?.get::<_, String>(0),
+            );
         }
         Ok(if answers[0] == answers[1] { Hash::Native } else { Hash::Md5 })
     }

@@ -78,11 +78,8 @@ pub(crate) async fn sums(
     progress: &Progress,
 ) -> Result<Vec<Sum>, Failure> {
     let (key, row) = hashes(table, side.which, hash);
-    let columns = if table.key.is_empty() {
-        format!("{row} AS k FROM")
-    } else {
-        format!("{key} AS k, {row} AS r FROM")
-    };
+    let columns =
+        if table.key.is_empty() { format!("{row} AS k FROM") } else { format!("{key} AS k, {row} AS r FROM") };
     let of_row = if table.key.is_empty() { "k" } else { "r" };
     // Else what is used twice would be hashed twice.
     let apart = if table.key.is_empty() { " OFFSET 0" } else { "" };

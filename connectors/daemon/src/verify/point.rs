@@ -40,8 +40,7 @@ pub(crate) struct Point {
 
 impl Daemon {
     pub(crate) async fn ask(&self, id: &str, what: &str, more: Value) -> Result<Value> {
-        let mut request =
-            json!({"command": "verify", "do": what, "id": id, "source": self.source, "sink": self.sink});
+        let mut request = json!({"command": "verify", "do": what, "id": id, "source": self.source, "sink": self.sink});
         if let (Value::Object(request), Value::Object(more)) = (&mut request, more) {
             request.extend(more);
         }

@@ -97,7 +97,9 @@ fn finding_text(finding: &Finding) -> String {
         .columns
         .iter()
         .map(|(name, values)| match values {
-            Some([source, sink]) => format!("{name}: {} at the source, {} at the destination", shown(source), shown(sink)),
+            Some([source, sink]) => {
+                format!("{name}: {} at the source, {} at the destination", shown(source), shown(sink))
+            }
             None => name.clone(),
         })
         .collect();
