@@ -11,6 +11,7 @@ mod machine;
 mod report;
 mod server;
 mod snapshot;
+mod verify;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -128,6 +129,9 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
         if wants(&["T7", "T13"]) {
             figures.push(snapshot::snapshot(bench, &bulk)?);
         }
+    }
+    if wants(&["V1"]) {
+        figures.push(verify::verify(bench)?);
     }
     if let Some((calm, idle)) = bench.idle {
         let mut figure =

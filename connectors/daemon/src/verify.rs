@@ -35,6 +35,7 @@ pub(crate) use serve::running;
 
 /// Capture may begin anew while a point is made: so often it is asked for again.
 const TRIES: u32 = 3;
+const AGAIN: Duration = Duration::from_secs(1);
 /// Keys that are read again one by one; a table that lacks more is read again whole.
 const MENDED: usize = 100_000;
 /// Keys of one request.
@@ -128,6 +129,7 @@ impl Job<'_> {
             match stood {
                 Err(error) if error.action() == Action::Retry && tries < TRIES => {
                     eprintln!("{}: once more", error.chain());
+                    tokio::time::sleep(AGAIN).await;
                 }
                 stood => break stood?,
             }

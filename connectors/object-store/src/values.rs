@@ -129,3 +129,38 @@ fn clock(micros: i64) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array, StringArray};
+    use arrow_array::{TimestampMicrosecondArray, UInt8Array};
+
+    use super::*;
+
+    #[test]
+    fn values_are_told_as_postgresql_reads_them() {
+        let check = |array: ArrayRef, expected: &str| assert_eq!(text(&array, 0).as_deref(), Some(expected));
+        check(Arc::new(Date32Array::from(vec![19_782])), "2024-02-29");
+        check(Arc::new(Date32Array::from(vec![-735_161])), "0044-03-15 BC");
+        check(Arc::new(Date32Array::from(vec![i32::MAX])), "infinity");
+        let micros = TimestampMicrosecondArray::from(vec![1_709_208_000_500_000]);
+        check(Arc::new(micros.clone()), "2024-02-29 12:00:00.5");
+        check(Arc::new(micros.with_timezone("UTC")), "2024-02-29 12:00:00.5+00");
+        let decimal = Decimal128Array::from(vec![-150]).with_precision_and_scale(12, 2);
+        check(Arc::new(decimal.expect("it fits")), "-1.50");
+    }
+
+    #[test]
+    fn equal_values_of_other_widths_are_equal_and_all_else_is_not() {
+        let of = |array: ArrayRef| hash(&array, 0);
+        assert_eq!(of(Arc::new(Int32Array::from(vec![7]))), of(Arc::new(Int64Array::from(vec![7]))));
+        assert_ne!(of(Arc::new(Float64Array::from(vec![0.0]))), of(Arc::new(Float64Array::from(vec![-0.0]))));
+        assert_ne!(
+            of(Arc::new(StringArray::from(vec![Some("")]))),
+            of(Arc::new(StringArray::from(vec![None::<&str>])))
+        );
+        assert_eq!(of(Arc::new(UInt8Array::from(vec![None]))), null());
+    }
+}

@@ -67,7 +67,14 @@ impl Daemon {
             let point = &now["point"];
             let is = point["is"].as_str().unwrap_or("gone");
             match is {
-                "failed" => return Err(told(point["error"].as_str().unwrap_or("the point failed"), &point["remedy"])),
+                // Capture may have begun anew for a table that appeared.
+                "failed" => {
+                    let error = Error::retry(point["error"].as_str().unwrap_or("the point cannot be had"));
+                    return Err(match point["remedy"].as_str() {
+                        Some(remedy) => error.hint(remedy),
+                        None => error,
+                    });
+                }
                 "gone" => return Err(Error::retry("the daemon has been started anew meanwhile").hint("verify again")),
                 _ => {}
             }
@@ -110,7 +117,9 @@ impl Daemon {
 fn waits_for(is: &str, now: &Value) -> String {
     let problem = now["waits"]["error"].as_str().map(|error| format!(" ({error})")).unwrap_or_default();
     match is {
-        "waiting" => format!("waiting for transactions in progress at the source to end{problem}"),
+        "waiting" => format!(
+            "waiting for a point at the source: transactions in progress there end first, and a reading of tables that is under way{problem}"
+        ),
         "ready" => format!("waiting for the log to come to the point{problem}"),
         _ => match now["behind"].as_u64() {
             Some(behind) => format!("waiting for the sink, {behind} events behind{problem}"),
