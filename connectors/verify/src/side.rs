@@ -77,7 +77,9 @@ impl Side {
         let sql = "SELECT pg_export_snapshot(), current_setting('server_version_num')";
         let row = holder.query_one(sql, &[]).await.map_err(|error| failed(error, attempt()))?;
         let by_block = row.get::<_, String>(1).parse().is_ok_and(|version: u32| version >= 140_000);
-        let settings = "SET lock_timeout = '10s'; SET max_parallel_workers_per_gather = 0; SET jit = off";
+        // The planner knows nothing of how few buckets there are, and would sort all rows.
+        let settings = "SET lock_timeout = '10s'; SET max_parallel_workers_per_gather = 0; SET jit = off;
+                        SET enable_sort = off; SET work_mem = '16MB'";
         worker.batch_execute(settings).await.map_err(|error| failed(error, attempt()))?;
         Ok(Self { which, name, holder, worker, snapshot: row.get(0), by_block, pace })
     }
