@@ -52,6 +52,26 @@ impl Daemon {
         Ok(())
     }
 
+    /// Adds a sink: a PostgreSQL warehouse.
+    pub(crate) fn with_warehouse(&self, port: u16, database: &str, mode: &str) -> Result<()> {
+        self.without_sinks()?;
+        let file = self.folder.join("highwater.toml");
+        let config = std::fs::read_to_string(&file)?
+            + &format!(
+                "[sinks.warehouse]\ntype = \"postgres\"\nfrom = [\"shop\"]\nmode = \"{mode}\"\n\
+                 url = \"postgres://postgres@127.0.0.1:{port}/{database}\"\n"
+            );
+        std::fs::write(file, config).map_err(Into::into)
+    }
+
+    /// Takes all sinks away.
+    pub(crate) fn without_sinks(&self) -> Result<()> {
+        let file = self.folder.join("highwater.toml");
+        let config = std::fs::read_to_string(&file)?;
+        let sources = config.split("[sinks.").next().unwrap_or_default();
+        std::fs::write(file, sources).map_err(Into::into)
+    }
+
     /// `run`, with its log lines in `stderr` of the folder.
     pub(crate) fn command(&self, words: &[&str], filter: &str) -> Result<Command> {
         let binary = std::env::current_exe()?.with_file_name("highwater");

@@ -5,13 +5,16 @@ mod checksum;
 mod daemon;
 mod drain;
 mod encode;
+mod http;
 mod land;
 mod latency;
 mod machine;
+mod registry;
 mod report;
 mod server;
 mod snapshot;
 mod verify;
+mod warehouse;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +23,7 @@ use std::process::ExitCode;
 use crate::machine::Calm;
 use crate::report::Figure;
 use crate::server::Server;
+use crate::warehouse::Mode;
 
 /// A benchmark that cannot go on says why, and ends.
 pub(crate) type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["all", programs, ref rest @ ..] => all(Path::new(programs), rest),
         ["null-drain", port, database, slot, until] => null_drain(port, database, slot, until),
+        ["bare-route", port, file] => bare_route(port, file),
         ["encode", who, file, times] => encode_file(who, file, times),
         _ => Err("usage: benches/run [--quick] [FIGURE…]".into()),
     };
@@ -72,6 +77,10 @@ fn null_drain(port: &str, database: &str, slot: &str, until: &str) -> Result<()>
     eprintln!("      {} reads", drained.reads);
     println!("{} {}", drained.rows, drained.bytes);
     Ok(())
+}
+
+fn bare_route(port: &str, file: &str) -> Result<()> {
+    baselines::bare_route::serve(port.parse()?, std::fs::read(file)?)
 }
 
 fn encode_file(who: &str, file: &str, times: &str) -> Result<()> {
@@ -102,27 +111,38 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
     if wants(&["T9", "T9b", "T13"]) {
         figures.extend(latency::latency(bench)?);
     }
-    if wants(&["T2", "T13"]) {
+    if wants(&["T15", "T15b"]) {
+        figures.extend(warehouse::visible(bench)?);
+    }
+    if wants(&["T2", "T12b", "T13"]) {
         eprintln!("W2: {transactions} small transactions");
         let small = workload::small(&bench.server, transactions)?;
-        let (drains, _) = drain::drain(bench, &small)?;
+        let (drains, daemon) = drain::drain(bench, &small)?;
+        if wants(&["T12b"]) {
+            figures.push(warehouse::merge(bench, "T12b", &small, &daemon, Mode::Mirror)?);
+        }
         bench.server.drop_slot("small", "drain_2")?;
         bench.server.drop_slot("small", &workload::base("small"))?;
         figures.push(drains.ratio("T2", "small transactions to the durable log, against pg_recvlogical", 0, 1.2));
     }
-    if wants(&["T1", "T1'", "T4", "T7", "T10", "T10i", "T11", "T13"]) {
+    if wants(&["T1", "T1'", "T4", "T7", "T10", "T10i", "T11", "T12", "T12h", "T13"]) {
         eprintln!("W1: {rows} rows, 1,000 a transaction");
         let bulk = workload::bulk(&bench.server, rows)?;
         if wants(&["T10", "T10i"]) {
             figures.extend(encode::encode(bench, &bulk)?);
         }
-        if wants(&["T1", "T1'", "T4", "T11", "T13"]) {
+        if wants(&["T1", "T1'", "T4", "T11", "T12", "T12h", "T13"]) {
             let (drains, daemon) = drain::drain(bench, &bulk)?;
             figures.push(drains.ratio("T1", "bulk to the durable log over TCP, against pg_recvlogical", 0, 1.15));
             figures.push(drains.ratio("T1'", "the same, against our own null drain", 1, 0.92));
             figures.push(drains.cpu("T4", "CPU of the daemon, bulk, no sinks", 1.3));
             if wants(&["T11", "T13"]) {
                 figures.push(land::land(bench, &bulk, &daemon)?);
+            }
+            for (id, mode) in [("T12", Mode::Mirror), ("T12h", Mode::History)] {
+                if wants(&[id]) {
+                    figures.push(warehouse::merge(bench, id, &bulk, &daemon, mode)?);
+                }
             }
             bench.server.drop_slot("bulk", "drain_2")?;
         }
@@ -132,6 +152,9 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
     }
     if wants(&["V1"]) {
         figures.push(verify::verify(bench)?);
+    }
+    if wants(&["R1", "R2", "R3", "R3b", "R4"]) {
+        figures.extend(registry::registry(bench, wants)?);
     }
     if let Some((calm, idle)) = bench.idle {
         let mut figure =
@@ -150,7 +173,7 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
     }
     figures.sort_by_key(|figure| {
         let digits: String = figure.id.chars().filter(char::is_ascii_digit).collect();
-        (digits.parse().unwrap_or(0), figure.id)
+        (figure.id.chars().next(), digits.parse().unwrap_or(0), figure.id)
     });
     Ok(figures)
 }

@@ -52,7 +52,7 @@ impl Server {
             "\nport = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nwal_level = logical\n\
              max_replication_slots = 40\nmax_wal_senders = 20\nmax_connections = 100\nshared_buffers = 1GB\n\
              max_wal_size = 32GB\nmin_wal_size = 4GB\ncheckpoint_timeout = 1h\nwal_buffers = 64MB\nautovacuum = off\n\
-             work_mem = 64MB\nlog_min_messages = warning\n",
+             work_mem = 64MB\ntrack_commit_timestamp = on\nlog_min_messages = warning\n",
             data.display()
         );
         std::fs::write(&conf, std::fs::read_to_string(&conf)? + &settings)?;

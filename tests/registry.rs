@@ -2,6 +2,7 @@
 
 mod api;
 mod clients;
+mod drift;
 mod hostile;
 mod http;
 mod kills;

@@ -1,5 +1,6 @@
 //! What we compare with, each as fast as we can write it.
 
+pub(crate) mod bare_route;
 pub(crate) mod copy;
 pub(crate) mod encoder;
 pub(crate) mod null_drain;

@@ -121,7 +121,14 @@ impl Avro {
 
     /// What it takes in memory, about.
     pub(crate) fn weight(&self) -> usize {
-        self.nodes.len() * 256
+        let weight = |node: &Node| match &node.kind {
+            Kind::Union(branches) => 160 + 4 * branches.len(),
+            Kind::Record(record) => 384 + 256 * record.fields.len(),
+            Kind::Enum(of) => 384 + 48 * of.symbols.len(),
+            Kind::Fixed(_) => 384,
+            _ => 160,
+        };
+        self.nodes.iter().map(weight).sum()
     }
 }
 

@@ -1,5 +1,10 @@
 //! A registry elsewhere, over Confluent's REST API.
 
+mod look;
+mod standing;
+
+pub use standing::{Standing, Trouble};
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +16,7 @@ use crate::content::NewSchema;
 use crate::error::{Error, Result};
 use crate::registry::{Config, SchemaId};
 use crate::transfer::{Entry, Imported, SchemaEntry};
+use standing::Answers;
 
 /// Where a registry is, and what it wants to see.
 #[derive(Clone)]
@@ -32,6 +38,7 @@ pub struct Elsewhere {
 pub struct Client {
     http: reqwest::Client,
     at: Elsewhere,
+    answers: Answers,
 }
 
 const TRIES: u32 = 4;
@@ -62,12 +69,17 @@ impl Client {
             builder = builder.tls_certs_only(roots);
         }
         let http = builder.build().map_err(|error| Error::Settings(format!("no HTTP client: {error}")))?;
-        Ok(Self { http, at })
+        Ok(Self { http, at, answers: Answers::default() })
     }
 
     /// Where it is.
     pub fn url(&self) -> &str {
         self.at.url.as_str()
+    }
+
+    /// How it stands, by what it last answered.
+    pub fn standing(&self) -> Standing {
+        self.answers.get()
     }
 
     /// A schema's id there, registered if it was not.
@@ -175,13 +187,7 @@ impl Client {
     }
 
     async fn ask(&self, method: Method, path: &[&str], query: &[(&str, &str)], body: Option<Value>) -> Result<Value> {
-        let mut url = self.at.url.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(path);
-        }
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
+        let url = self.path(path, query);
         let body = body.map(|body| body.to_string());
         let mut pause = PAUSE;
         for tried in 1.. {
@@ -199,7 +205,24 @@ impl Client {
         Err(Error::Closed)
     }
 
+    fn path(&self, path: &[&str], query: &[(&str, &str)]) -> Url {
+        let mut url = self.at.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        url
+    }
+
     async fn once(&self, method: Method, url: Url, body: Option<String>) -> Result<Value> {
+        let answer = self.send(method, url, body).await;
+        self.answers.note(&answer, now_micros());
+        answer
+    }
+
+    async fn send(&self, method: Method, url: Url, body: Option<String>) -> Result<Value> {
         let mut request = self.http.request(method, url).header("Accept", V1);
         if let Some((user, password)) = &self.at.basic {
             request = request.basic_auth(user, Some(password));
@@ -242,6 +265,12 @@ impl Client {
     fn unusable(&self, why: &str) -> Error {
         Error::Unreachable { url: self.url().into(), source: why.into() }
     }
+}
+
+/// Wall time for people to read; nothing is decided by it.
+fn now_micros() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as i64)
 }
 
 impl Config {

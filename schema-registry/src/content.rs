@@ -244,6 +244,13 @@ pub(crate) fn parse(text: &str, references: &[Arc<Content>], strict: bool) -> Re
     Avro::parse(text, &texts, strict).map_err(|why| invalid(text, &why))
 }
 
+/// Whether two texts are one schema, however they are written; none of them
+/// refers to others.
+pub fn is_same(one: &str, other: &str) -> bool {
+    let canonical = |text: &str| parse(text, &[], false).ok()?.text(Form::Canonical);
+    one == other || canonical(one).is_some_and(|one| canonical(other) == Some(one))
+}
+
 fn invalid(text: &str, why: &str) -> Refusal {
     let mut shown: String = text.chars().take(200).collect();
     if shown.len() < text.len() {

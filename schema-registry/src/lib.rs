@@ -23,12 +23,12 @@ mod store;
 mod subject;
 mod transfer;
 
-pub use client::{Client, Elsewhere};
+pub use client::{Client, Elsewhere, Standing, Trouble};
 pub use compatibility::{Level, Violation, ViolationKind};
-pub use content::{Content, Guid, NewSchema, Reference, SchemaType};
+pub use content::{Content, Guid, NewSchema, Reference, SchemaType, is_same};
 pub use error::{Code, Error, Refusal, Result};
 pub use registrar::Registrar;
-pub use registry::{Config, Found, Mode, Registered, Registry, SchemaId, Shown, Version, Which};
+pub use registry::{Config, Counts, Found, Mode, Registered, Registry, SchemaId, Shown, Version, Which};
 pub use server::{Role, Serve, Server, TlsFiles, Token, User, hash_password};
 pub use store::{Limits, Store};
 pub use subject::{Prefix, Subject};

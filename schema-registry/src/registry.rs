@@ -12,6 +12,8 @@ pub use settings::{Config, Mode};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::change::Change;
 use crate::content::{Content, Guid};
 use crate::error::{Code, Refusal};
@@ -61,6 +63,17 @@ pub struct Found {
     pub version: Version,
     /// What the id stands for.
     pub content: Arc<Content>,
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Subjects with a version that is not deleted.
+    pub subjects: usize,
+    /// Ids, over all contexts.
+    pub schemas: usize,
+    /// Versions, softly deleted ones too.
+    pub versions: usize,
 }
 
 /// Subject and version.
@@ -366,6 +379,16 @@ impl Registry {
     /// Versions of all subjects, deleted ones too.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// How much there is.
+    pub fn counts(&self) -> Counts {
+        let is_live = |versions: &&Versions| versions.all.iter().any(|version| !version.deleted);
+        Counts {
+            subjects: self.subjects.values().filter(is_live).count(),
+            schemas: self.contexts.values().map(|context| context.schemas.len()).sum(),
+            versions: self.count,
+        }
     }
 }
 

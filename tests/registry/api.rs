@@ -201,6 +201,25 @@ async fn every_route_answers_as_its_clients_expect() {
         ("GET", "/subjects/m/metadata?key=k&value=v", none(), 200, json!({"subject": "m", "version": 1, "id": 79, "metadata": {"properties": {"k": "v"}}, "ruleSet": {"domainRules": []}, "schema": INT})),
         ("GET", "/subjects/m/metadata?key=k&value=w", none(), 404, json!(40403)),
         ("GET", "/v1/metadata/version", none(), 200, Value::Null),
+        ("GET", "/v1/metadata/id", none(), 200, Value::Null),
+        ("GET", "/v1/metadata/deployment", none(), 200, json!({"attributes": []})),
+        // Contexts, by path and by name.
+        ("GET", "/contexts/c/subjects/a/versions/latest/schema", none(), 200, json!("int")),
+        ("GET", "/contexts?contextPrefix=.c", none(), 200, json!([".c"])),
+        ("POST", "/contexts/c/subjects/a", body(INT), 200, json!({"subject": ":.c:a", "version": 1, "id": 1, "schema": INT})),
+        ("POST", "/contexts/c/compatibility/subjects/a/versions/latest", body("\"bytes\""), 200, json!({"is_compatible": false})),
+        ("DELETE", "/contexts/c/subjects/a", none(), 200, json!([1])),
+        ("DELETE", "/contexts/c/subjects/a?permanent=true", none(), 200, json!([1])),
+        ("GET", "/contexts/c/subjects", none(), 200, json!([":.c:b"])),
+        // Modes and levels of all.
+        ("PUT", "/mode", json!({"mode": "READONLY_OVERRIDE"}).to_string(), 200, json!({"mode": "READONLY_OVERRIDE"})),
+        ("POST", "/subjects/imp/versions", body("\"float\""), 422, json!(42205)),
+        ("PUT", "/config", json!({"compatibility": "FULL"}).to_string(), 422, json!(42205)),
+        ("GET", "/mode/imp?defaultToGlobal=true", none(), 200, json!({"mode": "IMPORT"})),
+        ("DELETE", "/mode", none(), 200, json!({"mode": "READONLY_OVERRIDE"})),
+        ("PUT", "/config", json!({"compatibility": "FULL"}).to_string(), 200, json!({"compatibility": "FULL"})),
+        ("DELETE", "/config", none(), 200, json!({"compatibilityLevel": "FULL"})),
+        ("GET", "/config", none(), 200, json!({"compatibilityLevel": "BACKWARD"})),
     ])
     .await;
     registry.stop();

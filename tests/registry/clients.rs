@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use apache_avro::types::Value;
-use highwater_tests::{folder, must, root};
+use highwater_tests::{Daemon, folder, free_port, must, root};
 use schema_registry_converter::async_impl::avro::{AvroDecoder, AvroEncoder};
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, post_schema};
 use schema_registry_converter::schema_registry_common::{
@@ -77,5 +77,40 @@ async fn schema_registry_converter_for_rust() {
     let strategy = SubjectNameStrategy::RecordNameStrategyWithSchema(outer);
     let bytes = encoder.encode(vec![("address", address.clone())], strategy).await.unwrap();
     assert_eq!(read(&bytes).await, Value::Record(vec![("address".into(), address)]));
+    registry.stop();
+}
+
+/// What they wrote under a registry that is gone, they read under ours, which
+/// has nothing but `[registry]` and what was exported there.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_three_go_on_after_a_move_from_another_registry() {
+    let folder = folder("registry-moved");
+    let port = free_port();
+    let daemon = Daemon::new(&folder, &format!("[registry]\nbind = \"127.0.0.1:{port}\"\n"));
+    let dump = root().join("tests/fixtures/confluent-schemas.json");
+    let (code, out, stderr) = daemon.run(&["schemas", "import", dump.to_str().unwrap()]);
+    assert_eq!((code, out.as_str()), (0, "3 versions, 0 settings\n"), "{stderr}");
+    let mut registry = Registry { daemon, port };
+    registry.up().await;
+    let url = format!("http://127.0.0.1:{port}");
+    let mut python = Command::new(root().join("target/servers/python/bin/python"));
+    python.arg(root().join("tests/registry/moved.py")).arg(&url);
+    let mut node = Command::new("node");
+    node.arg(root().join("tests/registry/moved.js"))
+        .arg(&url)
+        .arg(root().join("target/servers/kafkajs/node_modules/@kafkajs/confluent-schema-registry"));
+    for mut command in [python, node] {
+        let out = tokio::task::spawn_blocking(move || must(&mut command)).await.unwrap();
+        assert_eq!(out, "all well\n");
+    }
+    let settings = SrSettings::new(url);
+    let decoder = AvroDecoder::new(settings.clone());
+    let old = decoder.decode(Some(&[0, 0, 1, 0x86, 0xa7, 0x2a])).await.unwrap().value;
+    assert_eq!(old, Value::Record(vec![("id".into(), Value::Long(21))]));
+    let nothing = Value::Union(0, Box::new(Value::Null));
+    let encoder = AvroEncoder::new(settings);
+    let row = vec![("id", Value::Long(21)), ("qty", Value::Int(2)), ("note", nothing)];
+    let new = encoder.encode(row, SubjectNameStrategy::TopicNameStrategy("orders".into(), false)).await.unwrap();
+    assert_eq!(new, [0, 0, 1, 0x86, 0xad, 0x2a, 4, 0]);
     registry.stop();
 }

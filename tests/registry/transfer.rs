@@ -91,7 +91,25 @@ async fn sources_register_elsewhere_and_known_tables_go_on_while_it_is_down() {
         .await;
     let id = ask(elsewhere.port, "GET", value, "").await.json()["id"].as_u64().unwrap();
     assert!(id > 1, "the ids are its own");
+    let (_, out, _) = daemon.run(&["check"]);
+    assert!(out.contains("ok      registry: schemas may be registered there"), "{out}");
+    assert_eq!(daemon.status()["registry"]["kind"], "external");
+    assert_eq!(daemon.status()["registry"]["problem"], Value::Null);
     elsewhere.stop();
+    // Nor does a start need it.
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.start(&["run"], None);
+    until(30, "status says that it is away, and since when", || async {
+        let trouble = &daemon.status()["registry"]["problem"];
+        trouble["since"].is_i64() && trouble["error"].as_str().is_some_and(|error| error.contains("cannot be reached"))
+    })
+    .await;
+    let (_, out, _) = daemon.run(&["status"]);
+    assert!(out.contains("registry at http://127.0.0.1") && out.contains("what to do: check that it is up"), "{out}");
+    let (code, out, _) = daemon.run(&["check"]);
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains("ERROR   registry: "), "{out}");
     client.batch_execute("INSERT INTO t VALUES (2, 'b')").await.unwrap();
     let events = || daemon.tail("shop", &[]).len();
     until(30, "the row arrives with the registry down", || async { events() == 2 }).await;

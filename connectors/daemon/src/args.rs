@@ -145,6 +145,11 @@ pub(crate) enum Schemas {
         #[arg(long)]
         version: Option<u32>,
     },
+    /// Compares a source's tables with its log, the registry and the destinations' tables
+    Check {
+        /// The source
+        source: String,
+    },
     /// Everything, as lines of JSON
     Export {
         /// Where to [default: stdout]

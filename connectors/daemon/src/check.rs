@@ -9,7 +9,7 @@ use connector_postgres::{Finding, Severity};
 use serde_json::json;
 
 use crate::exit::Exit;
-use crate::{out, sinks, status};
+use crate::{control, layout, out, registry, sinks, status};
 
 pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     let mut all: Vec<(String, Finding)> = vec![("data folder".into(), data_folder(&config.data_dir))];
@@ -28,6 +28,9 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
         let findings = sinks::check(sink, &tables).await;
         all.extend(findings.into_iter().map(|finding| (format!("sink {name}"), finding)));
     }
+    let running = control::ask(&layout::socket(&config), &json!({"command": "status"})).await.is_some();
+    let findings = registry::check(&config, running).await;
+    all.extend(findings.into_iter().map(|finding| ("registry".into(), finding)));
     let failing = all.iter().any(|(_, finding)| finding.severity == Severity::Error);
     for (of, finding) in &all {
         if only_sql {

@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod control;
+mod drift;
 mod exit;
 mod init;
 mod layout;

@@ -1,10 +1,16 @@
 //! The registry as configured: opened, and served if that is asked for.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use config::{Config, ExternalRegistry, RegistryRole, ServedRegistry};
 use connector::{Error, Result};
-use schema_registry::{Client, Elsewhere, Limits, Registrar, Role, Serve, Server, Store, TlsFiles, Token, User};
+use connector_postgres::{Finding, Severity};
+use schema_registry::{
+    Client, Counts, Elsewhere, Limits, Registrar, Role, Serve, Server, Store, TlsFiles, Token, User,
+};
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -14,9 +20,192 @@ use crate::layout;
 /// Where sources register.
 pub(crate) struct Registry {
     pub(crate) registrar: Registrar,
+    /// For `status`.
+    pub(crate) face: Face,
     /// Ours; None if another one is used.
     store: Option<Arc<Store>>,
     server: Option<Server>,
+}
+
+/// The registry as `status` shows it.
+#[derive(Clone)]
+pub(crate) enum Face {
+    Own { store: Arc<Store>, bind: Option<SocketAddr>, tls: bool },
+    Elsewhere(Watched),
+}
+
+/// One that is elsewhere, asked now and then how it stands: tables whose
+/// schemas are known would not notice.
+#[derive(Clone)]
+pub(crate) struct Watched {
+    client: Arc<Client>,
+    /// What the subjects of our sources begin with.
+    prefixes: Arc<[String]>,
+    /// How many they are, as last counted.
+    subjects: Arc<Mutex<Option<usize>>>,
+}
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(15);
+
+impl Face {
+    pub(crate) fn status(&self) -> Value {
+        match self {
+            Self::Own { store, bind, tls } => {
+                let counts = store.read(schema_registry::Registry::counts);
+                own(*bind, *tls, Some(counts))
+            }
+            Self::Elsewhere(watched) => {
+                let standing = watched.client.standing();
+                json!({
+                    "kind": "external",
+                    "url": watched.client.url(),
+                    "subjects": *watched.subjects.lock().unwrap_or_else(PoisonError::into_inner),
+                    "answered": standing.answered,
+                    "problem": standing.trouble,
+                })
+            }
+        }
+    }
+}
+
+fn own(bind: Option<SocketAddr>, tls: bool, counts: Option<Counts>) -> Value {
+    json!({
+        "kind": "own",
+        "address": bind,
+        "tls": tls,
+        "subjects": counts.map(|counts| counts.subjects),
+        "schemas": counts.map(|counts| counts.schemas),
+        "versions": counts.map(|counts| counts.versions),
+        "problem": null,
+    })
+}
+
+/// Of a stopped daemon: what its files tell.
+pub(crate) fn stopped(config: &Config) -> Value {
+    let (bind, tls) = match &config.registry {
+        Some(config::Registry::External(external)) => {
+            let url = external.url.as_str();
+            return json!({"kind": "external", "url": url, "subjects": null, "answered": null, "problem": null});
+        }
+        Some(config::Registry::Served(served)) => (Some(served.bind), served.tls.is_some()),
+        None => (None, false),
+    };
+    let folder = layout::registry(config);
+    let counts = match folder.exists() {
+        true => Store::peek(&folder).ok().map(|registry| registry.counts()),
+        false => Some(Counts::default()),
+    };
+    own(bind, tls, counts)
+}
+
+impl Watched {
+    fn new(client: Arc<Client>, config: &Config) -> Self {
+        let prefixes = config.sources.keys().map(|source| format!("{source}.")).collect();
+        Self { client, prefixes, subjects: Arc::default() }
+    }
+
+    async fn look(&self) -> schema_registry::Result<usize> {
+        let mut count = 0;
+        for prefix in &*self.prefixes {
+            count += self.client.subjects(prefix).await?.len();
+        }
+        *self.subjects.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
+        Ok(count)
+    }
+
+    /// Until stopped. What changes is said once.
+    async fn watch(&self, stop: &CancellationToken) {
+        if self.prefixes.is_empty() {
+            return;
+        }
+        let mut well = true;
+        loop {
+            let looked = tokio::select! {
+                () = stop.cancelled() => return,
+                looked = self.look() => looked,
+            };
+            let url = self.client.url();
+            match looked {
+                Ok(_) if well => {}
+                Ok(_) => tracing::info!(url, "registry answers again"),
+                Err(ref error) if well => tracing::warn!(
+                    url,
+                    error = error as &dyn std::error::Error,
+                    "registry does not answer: new shapes of tables will wait, known ones go on"
+                ),
+                Err(_) => {}
+            }
+            well = looked.is_ok();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+}
+
+/// Whether `run` could use it; `running`: a daemon has this folder.
+pub(crate) async fn check(config: &Config, running: bool) -> Vec<Finding> {
+    let ok = |what: String| Finding { severity: Severity::Ok, what, sql: None, remedy: None };
+    let bad = |what: String, remedy: &str| Finding {
+        severity: Severity::Error,
+        what,
+        sql: None,
+        remedy: Some(remedy.to_owned()),
+    };
+    if let Some(config::Registry::External(external)) = &config.registry {
+        let client = match client(elsewhere(external)) {
+            Ok(client) => Arc::new(client),
+            Err(error) => return vec![bad(error.chain(), error.remedy().unwrap_or_default())],
+        };
+        let remedy = |client: &Client| client.standing().trouble.map_or("", |trouble| trouble.remedy);
+        let looked = Watched::new(client.clone(), config).look().await;
+        let count = match looked {
+            Ok(count) => count,
+            Err(error) => return vec![bad(chain(error), remedy(&client))],
+        };
+        let reached = ok(format!("reached {}: {count} subjects of these sources", client.url()));
+        let may = match client.may_register().await {
+            Ok(()) => ok("schemas may be registered there".into()),
+            Err(error) => {
+                let what = format!("schemas could not be registered: {}", chain(error));
+                let remedy = match remedy(&client) {
+                    "" => "set its mode to READWRITE, for all or for the subjects of these sources",
+                    remedy => remedy,
+                };
+                bad(what, remedy)
+            }
+        };
+        return vec![reached, may];
+    }
+    let folder = layout::registry(config);
+    let mut findings = Vec::new();
+    if folder.exists() {
+        let peeked = tokio::task::spawn_blocking(move || Store::peek(&folder).map(|registry| registry.counts())).await;
+        findings.push(match peeked {
+            Ok(Ok(counts)) => ok(format!("{} subjects, {} schemas", counts.subjects, counts.schemas)),
+            Ok(Err(error)) => bad(chain(error), "look at the disk, and keep a copy of the folder"),
+            Err(error) => bad(format!("it could not be read: {error}"), "look at the disk"),
+        });
+    }
+    if let (Some(config::Registry::Served(served)), false) = (&config.registry, running) {
+        findings.push(match Server::bind(serve(served)).await {
+            Ok(_) => ok(format!("{} is free for it", served.bind)),
+            Err(error) => bad(chain(error), "end what listens there, or change `bind` and the files of `tls`"),
+        });
+    }
+    findings
+}
+
+fn chain(error: schema_registry::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 impl Registry {
@@ -26,7 +215,9 @@ impl Registry {
             Some(config::Registry::External(external)) => {
                 let client = client(elsewhere(external))?;
                 tracing::info!(url = client.url(), "registry elsewhere");
-                return Ok(Self { registrar: Registrar::Elsewhere(Arc::new(client)), store: None, server: None });
+                let client = Arc::new(client);
+                let face = Face::Elsewhere(Watched::new(client.clone(), config));
+                return Ok(Self { registrar: Registrar::Elsewhere(client), face, store: None, server: None });
             }
             Some(config::Registry::Served(served)) => Some(served),
             None => None,
@@ -45,14 +236,20 @@ impl Registry {
                 Some(server)
             }
         };
-        Ok(Self { registrar: Registrar::Own(store.clone()), store: Some(store), server })
+        let bind = server.as_ref().and_then(Server::address);
+        let tls = served.is_some_and(|served| served.tls.is_some());
+        let face = Face::Own { store: store.clone(), bind, tls };
+        Ok(Self { registrar: Registrar::Own(store.clone()), face, store: Some(store), server })
     }
 
     /// Serves until stopped, or until its log fails, which stops everything.
     pub(crate) fn serve(self, stop: &CancellationToken) -> (Option<Arc<Store>>, JoinHandle<Option<Error>>) {
-        let Self { store, server, .. } = self;
+        let Self { store, server, face, .. } = self;
         let (ours, stop) = (store.clone(), stop.clone());
         let serving = tokio::spawn(async move {
+            if let Face::Elsewhere(watched) = &face {
+                watched.watch(&stop).await;
+            }
             let store = ours?;
             let serving = async {
                 match server {

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, failure, log_error};
-use crate::registry::Registry;
+use crate::registry::{Face, Registry};
 use crate::status::Live;
-use crate::{control, layout, progress, sinks, snapshot, status, verify};
+use crate::{control, drift, layout, progress, sinks, snapshot, status, verify};
 
 pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
     let stop = CancellationToken::new();
@@ -85,6 +85,10 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
         logs.push((name.clone(), log));
     }
     let registry = Registry::open(&config).await?;
+    let face = registry.face.clone();
+    if !until_caught_up {
+        tokio::spawn(drift::watch(config.clone(), stop.clone()));
+    }
 
     let mut pipelines = JoinSet::new();
     let mut lives = Vec::new();
@@ -135,7 +139,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     let serving = CancellationToken::new();
     let server = tokio::spawn({
         let serving = serving.clone();
-        async move { control::serve(&socket, move |asked| answer(&lives, asked), serving).await }
+        async move { control::serve(&socket, move |asked| answer(&lives, &face, asked), serving).await }
     });
 
     let mut ended = Ended::default();
@@ -176,9 +180,9 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
 }
 
 /// What commands ask of a running daemon.
-fn answer(lives: &[Live], asked: &Value) -> Value {
+fn answer(lives: &[Live], registry: &Face, asked: &Value) -> Value {
     match asked["command"].as_str() {
-        Some("status") => status::live(lives),
+        Some("status") => status::live(lives, registry.status()),
         Some("snapshot") => snapshot::running(lives, asked),
         Some("verify") => verify::running(lives, asked),
         _ => json!({"error": "this daemon does not know the command"}),

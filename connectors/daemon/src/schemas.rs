@@ -13,12 +13,13 @@ use serde_json::json;
 use crate::args::{Login, Schemas};
 use crate::exit::{Exit, failure};
 use crate::out::line;
-use crate::{layout, registry};
+use crate::{drift, layout, registry};
 
 pub(crate) async fn run(config: &Config, command: &Schemas, as_json: bool) -> Exit {
     let done = match command {
         Schemas::List { deleted } => list(config, *deleted, as_json).await,
         Schemas::Show { subject, version } => show(config, subject, *version, as_json).await,
+        Schemas::Check { source } => return drift::run(config, source, as_json).await,
         Schemas::Export { file } => export(config, file.as_deref()).await,
         Schemas::Import { from, to, login } => import(config, from, to.as_deref(), login, as_json).await,
         Schemas::Password => return password(),

@@ -10,7 +10,7 @@ use storage::{EventLog, Log};
 use crate::control;
 use crate::exit::{Exit, failure, log_error};
 use crate::tail::position_text;
-use crate::{layout, out};
+use crate::{layout, out, registry};
 
 /// A source that runs, with its sinks.
 pub(crate) struct Live {
@@ -24,7 +24,7 @@ pub(crate) struct Live {
 }
 
 /// The status of a running daemon.
-pub(crate) fn live(pieces: &[Live]) -> Value {
+pub(crate) fn live(pieces: &[Live], registry: Value) -> Value {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
     let seconds_since = |time: i64| if time <= 0 { 0.0 } else { (now - time).max(0) as f64 / 1e6 };
     let mut sources = Vec::new();
@@ -80,7 +80,7 @@ pub(crate) fn live(pieces: &[Live]) -> Value {
             }));
         }
     }
-    json!({"running": true, "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "sources": sources, "sinks": sinks})
+    json!({"running": true, "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "sources": sources, "sinks": sinks, "registry": registry})
 }
 
 /// What a stopped daemon's files tell.
@@ -114,7 +114,7 @@ fn stopped(config: &Config) -> connector::Result<Value> {
             }));
         }
     }
-    Ok(json!({"running": false, "sources": sources, "sinks": sinks}))
+    Ok(json!({"running": false, "sources": sources, "sinks": sinks, "registry": registry::stopped(config)}))
 }
 
 pub(crate) async fn run(config: Config, as_json: bool) -> Exit {
@@ -179,6 +179,25 @@ fn print(status: &Value) {
         let (name, health) = (text(&sink["name"]), text(&sink["health"]));
         out::line(format_args!("sink   {name:<16} {health:<9} {}", told.join("; ")));
         problem(&sink["problem"]);
+    }
+    print_registry(&status["registry"]);
+}
+
+fn print_registry(registry: &Value) {
+    let count = |what: &str| registry[what].as_u64().map_or_else(|| "not known how many".into(), |n| n.to_string());
+    if registry["kind"] == "external" {
+        let url = registry["url"].as_str().unwrap_or_default();
+        out::line(format_args!("registry at {url}; {} subjects of these sources", count("subjects")));
+    } else if !registry.is_null() {
+        let address = registry["address"].as_str().unwrap_or("no address, for the sources alone");
+        out::line(format_args!("registry on {address}; {} subjects, {} schemas", count("subjects"), count("schemas")));
+    }
+    problem(&registry["problem"]);
+    if let Some(since) = registry["problem"]["since"].as_i64() {
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+        let (seconds, tries) = ((now - since).max(0) / 1_000_000, &registry["problem"]["tries"]);
+        out::line(format_args!("       for {seconds} s, asked {tries} times in vain"));
     }
 }
 

@@ -67,7 +67,7 @@ fn names(config: &Config, tables: &[(String, String)]) -> Vec<Finding> {
         let from = format!("{}.{}", table.0, table.1);
         let mut taken = vec![name.to_owned()];
         if config.mode == WarehouseMode::History {
-            taken.push(format!("{name}{}", history::VIEW));
+            taken.extend(history::views::SUFFIXES.map(|suffix| format!("{name}{suffix}")));
         }
         for name in taken {
             if name.len() > 63 || schema.len() > 63 {
@@ -236,6 +236,6 @@ mod tests {
         );
         let long = "x".repeat(60);
         assert_eq!(found(None, WarehouseMode::Mirror, &[("a", &long)]), Vec::<String>::new());
-        assert_eq!(found(None, WarehouseMode::History, &[("a", &long)]).len(), 1);
+        assert_eq!(found(None, WarehouseMode::History, &[("a", &long)]).len(), 2);
     }
 }

@@ -6,7 +6,7 @@ use connector::{Error, Result};
 use tokio_postgres::Client;
 
 use crate::error::failed;
-use crate::history::VIEW;
+use crate::history::views::CURRENT;
 use crate::session;
 use crate::sql::{qualified, quote};
 use crate::table::Mirror;
@@ -60,7 +60,7 @@ pub async fn compared(client: &Client, sink: &str, source: &str) -> Result<Vec<C
         let history = row.get::<_, String>(Mirror::FIELDS) == "history";
         let behind: Option<String> = row.get(Mirror::FIELDS + 1);
         let mut not_comparable = behind.map(|since| format!("it is parked at the destination since {since}"));
-        let view = qualified(&mirror.schema, &format!("{}{VIEW}", mirror.name));
+        let view = qualified(&mirror.schema, &format!("{}{CURRENT}", mirror.name));
         if history && !exists(client, &view).await? {
             not_comparable = Some("it has no key, and a history of such a table has no current state".into());
         }

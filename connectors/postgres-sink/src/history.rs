@@ -1,5 +1,7 @@
-//! `history`: every change a row, appended and never touched again, with a view
+//! `history`: every change a row, appended and never touched again, with views
 //! of what the rows come to.
+
+pub(crate) mod views;
 
 use bytes::BufMut;
 use connector::{Change, Malformed, Mark, Op, Reader, Result, Run, Transaction};
@@ -10,12 +12,9 @@ use crate::copy::Copy;
 use crate::merge::{Made, Merge, run, too_wide};
 use crate::plan::Plan;
 use crate::settings::Settings;
-use crate::sql::{literal, qualified, quote};
+use crate::sql::quote;
 use crate::table::Mirror;
 use crate::{text, wire};
-
-/// Behind a table's name, for its view.
-pub(crate) const VIEW: &str = "_current";
 
 /// Our own columns, without their prefix, and what they are.
 const META: [(&str, &str); 8] = [
@@ -224,86 +223,4 @@ pub(crate) async fn append(
     let sql =
         format!("INSERT INTO {} ({}) SELECT {} FROM {stage} s", mirror.quoted(), names.join(", "), values.join(", "));
     run(client, mirror, &sql).await
-}
-
-/// Drops the view, before its table is altered.
-pub(crate) async fn drop_view(client: &Client, mirror: &Mirror) -> Result<()> {
-    let view = qualified(&mirror.schema, &format!("{}{VIEW}", mirror.name));
-    run(client, mirror, &format!("DROP VIEW IF EXISTS {view}")).await
-}
-
-/// Makes the view of the current rows; a table without a key has none.
-pub(crate) async fn make_view(client: &Client, mirror: &Mirror, plan: &Plan, prefix: &str) -> Result<()> {
-    if !plan.has_key() {
-        return Ok(());
-    }
-    run(client, mirror, &view(mirror, plan, prefix)?).await
-}
-
-/// For each key its last change, if that left a row behind, and if the table
-/// was not emptied or swept since. What a change did not tell is looked for in
-/// the changes before it, back through the keys that the row has had.
-fn view(mirror: &Mirror, plan: &Plan, prefix: &str) -> Result<String> {
-    let merge = Merge::new(mirror, plan)?;
-    let (table, names) = (mirror.quoted(), &merge.names);
-    let own = |name: &str| quote(&format!("{prefix}{name}"));
-    let (op, offset, absent, old_key) = (own("op"), own("offset"), own("absent"), own("old_key"));
-    // Ours within the view: no column of the source has such a name.
-    let (at, there, root, missing) = (own("at"), own("there"), own("root"), own("missing"));
-    let key = &plan.shape.table.key;
-    let each = |f: &dyn Fn(usize) -> String| key.iter().map(|&i| f(i)).collect::<Vec<_>>().join(", ");
-    let old = |from: &str, i: usize| {
-        format!("({from}{old_key} ->> {})::{}", literal(&plan.shape.table.columns[i].name), merge.types[i])
-    };
-    let was = |i: usize| own(&format!("was{i}"));
-    let keys = each(&|i| names[i].clone());
-    let old_keys = each(&|i| old("", i));
-    let came = |from: &str| each(&|i| format!("coalesce({}, {from}{}) AS {}", old(from, i), names[i], was(i)));
-    let here: Vec<String> = names.iter().map(|name| format!("a.{name}")).collect();
-    let filled: Vec<String> = (0..names.len())
-        .map(|i| {
-            let column = literal(&plan.shape.table.columns[i].name);
-            if plan.shape.table.in_key(i) {
-                format!("f.{}", names[i])
-            } else {
-                format!("CASE WHEN {column} = ANY (f.{missing}) THEN p.{0} ELSE f.{0} END", names[i])
-            }
-        })
-        .collect();
-    let came_from: Vec<String> = key.iter().map(|&i| format!("h.{} = f.{}", names[i], was(i))).collect();
-    Ok(format!(
-        "CREATE VIEW {view} AS
-         WITH RECURSIVE floor AS (
-           SELECT greatest(
-             (SELECT max({offset}) FROM {table} WHERE {op} = 'truncate'),
-             (SELECT max({offset}) FROM {table} WHERE {op} = 'snapshot_begin'
-                 AND {offset} < (SELECT max({offset}) FROM {table} WHERE {op} = 'snapshot_end')), -1) AS {at}
-         ), placed AS (
-           SELECT {keys}, {offset} AS {at}, {op} <> 'delete' AS {there} FROM {table}
-            WHERE {op} IN ('read', 'insert', 'update', 'delete')
-           UNION ALL
-           SELECT {old_keys}, {offset}, false FROM {table} WHERE {old_key} IS NOT NULL
-         ), last AS (
-           SELECT DISTINCT ON ({keys}) {at}, {there} FROM placed ORDER BY {keys}, {at} DESC
-         ), filled AS (
-           SELECT a.{offset} AS {root}, a.{offset} AS {at}, {here}, coalesce(a.{absent}, '{{}}') AS {missing}, {came_here}
-             FROM {table} a JOIN last ON last.{at} = a.{offset}
-            WHERE last.{there} AND last.{at} > (SELECT {at} FROM floor)
-           UNION ALL
-           SELECT f.{root}, p.{offset}, {filled},
-                  ARRAY(SELECT unnest(f.{missing}) INTERSECT SELECT unnest(p.{absent})), {came_before}
-             FROM filled f CROSS JOIN LATERAL (
-               SELECT * FROM {table} h WHERE {came_from} AND h.{offset} < f.{at} AND h.{op} IN ('read', 'insert', 'update')
-                ORDER BY h.{offset} DESC LIMIT 1) p
-            WHERE f.{missing} <> '{{}}'
-         )
-         SELECT {names} FROM (SELECT DISTINCT ON ({root}) * FROM filled ORDER BY {root}, {at}) newest",
-        view = qualified(&mirror.schema, &format!("{}{VIEW}", mirror.name)),
-        here = here.join(", "),
-        came_here = came("a."),
-        filled = filled.join(", "),
-        came_before = came("p."),
-        came_from = came_from.join(" AND "),
-        names = names.join(", "),
-    ))
 }

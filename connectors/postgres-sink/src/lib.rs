@@ -15,6 +15,7 @@ mod check;
 mod compared;
 mod copy;
 mod ddl;
+mod drift;
 mod error;
 mod fold;
 mod generation;
@@ -34,5 +35,6 @@ mod wire;
 
 pub use check::{Finding, check};
 pub use compared::{ComparedTable, checkpoint, compared, connect};
+pub use drift::{Drift, drift};
 pub use settings::Settings;
 pub use sink::{Merged, PostgresSink};

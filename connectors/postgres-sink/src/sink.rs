@@ -309,14 +309,14 @@ impl Open {
                 Some(known) => {
                     let mut mirror = known.clone();
                     if history {
-                        history::drop_view(&self.client, &mirror).await?;
+                        history::views::drop(&self.client, &mirror).await?;
                     }
                     ddl::align(&self.client, &mut mirror, plan, settings.drop, &own).await?;
                     mirror
                 }
             };
             if history {
-                history::make_view(&self.client, &mirror, plan, &settings.meta_prefix).await?;
+                history::views::make(&self.client, &mirror, plan, &settings.meta_prefix).await?;
             } else {
                 let columns = &plan.shape.table.columns;
                 let key = plan.shape.table.key.iter().map(|&i| columns[i].name.clone()).collect();

@@ -46,7 +46,7 @@ pub use points::PointState;
 pub use repair::{Plan, plan, read_again, repair};
 pub use rows::SourceRows;
 pub use source::{PostgresSource, TableReading, Watch, target};
-pub use survey::{Survey, SurveyedTable, survey};
+pub use survey::{Survey, SurveyedTable, shapes, survey};
 pub use tables::LeftOut;
 pub use target::Target;
 pub use tls::Tls;

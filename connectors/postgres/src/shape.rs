@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use crate::catalog::{self, CatalogTable, Types};
 use crate::lineage::as_it_was;
 use crate::pgoutput::Relation;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlanColumn};
 use crate::snapshot::Generation;
 
 /// A table under its schema, ready to be written.
@@ -140,42 +140,7 @@ impl<S: Schemas> Compiler<S> {
 
     /// The plan for a table as the catalog has it.
     pub(crate) fn compile(&self, table: &CatalogTable) -> Result<Compiled> {
-        let options = self.config.options(&table.schema, &table.name);
-        let wanted = |name: &str| options.is_none_or(|options| options.columns.matches(name));
-        let key = table.key();
-        let mut columns = Vec::new();
-        let mut plans = Vec::new();
-        for column in &table.columns {
-            if !wanted(&column.name) {
-                if key.contains(&column.number) {
-                    let what = format!("column {:?} of {} is part of its key", column.name, table.qualified());
-                    return Err(Error::halt(format!("{what} and cannot be left out"))
-                        .hint("change `columns` of the table in the configuration"));
-                }
-                continue;
-            }
-            let as_text = options.is_some_and(|options| options.as_text.contains(&column.name));
-            let plan = self.types.column(column.type_oid, column.typmod, column.dimensions, as_text);
-            columns.push(Column {
-                name: column.name.clone(),
-                ty: plan.codec.carried(),
-                db_type: column.db_type.clone(),
-                nullable: !column.not_null,
-                id: column.number.into(),
-            });
-            plans.push(plan);
-        }
-        let key: Vec<usize> =
-            key.iter().filter_map(|number| columns.iter().position(|column| column.id == i32::from(*number))).collect();
-        let shape = Table {
-            source: self.source.clone(),
-            schema: table.schema.clone(),
-            name: table.name.clone(),
-            kind: TableKind::Table,
-            columns,
-            key,
-            full_identity: table.identity == 'f',
-        };
+        let (shape, plans) = shape_of(&self.source, &self.config, &self.types, table)?;
         let resolved = self.schemas.resolve(&shape)?;
         let stream = shape.stream();
         let names = table.columns.iter().map(|column| column.name.as_str());
@@ -188,4 +153,50 @@ impl<S: Schemas> Compiler<S> {
         let resolved = self.schemas.resolve(&Table::messages(&self.source))?;
         Ok((resolved.number, resolved.change))
     }
+}
+
+/// A table's shape as the catalog has it now, and how its columns are read.
+pub(crate) fn shape_of(
+    source: &str,
+    config: &Postgres,
+    types: &Types,
+    table: &CatalogTable,
+) -> Result<(Table, Vec<PlanColumn>)> {
+    let options = config.options(&table.schema, &table.name);
+    let wanted = |name: &str| options.is_none_or(|options| options.columns.matches(name));
+    let key = table.key();
+    let mut columns = Vec::new();
+    let mut plans = Vec::new();
+    for column in &table.columns {
+        if !wanted(&column.name) {
+            if key.contains(&column.number) {
+                let what = format!("column {:?} of {} is part of its key", column.name, table.qualified());
+                return Err(Error::halt(format!("{what} and cannot be left out"))
+                    .hint("change `columns` of the table in the configuration"));
+            }
+            continue;
+        }
+        let as_text = options.is_some_and(|options| options.as_text.contains(&column.name));
+        let plan = types.column(column.type_oid, column.typmod, column.dimensions, as_text);
+        columns.push(Column {
+            name: column.name.clone(),
+            ty: plan.codec.carried(),
+            db_type: column.db_type.clone(),
+            nullable: !column.not_null,
+            id: column.number.into(),
+        });
+        plans.push(plan);
+    }
+    let key: Vec<usize> =
+        key.iter().filter_map(|number| columns.iter().position(|column| column.id == i32::from(*number))).collect();
+    let shape = Table {
+        source: source.to_owned(),
+        schema: table.schema.clone(),
+        name: table.name.clone(),
+        kind: TableKind::Table,
+        columns,
+        key,
+        full_identity: table.identity == 'f',
+    };
+    Ok((shape, plans))
 }

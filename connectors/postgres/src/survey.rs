@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 
 use config::Postgres;
-use connector::Result;
+use connector::{Result, Table};
 
 use crate::catalog;
 use crate::check::{Finding, check};
 use crate::control;
 use crate::error::control_failed;
+use crate::shape::shape_of;
 use crate::source::target;
+use crate::tables::matching;
 
 /// A database, looked at.
 #[derive(Clone, Debug)]
@@ -68,4 +70,13 @@ pub async fn survey(config: &Postgres) -> Result<Survey> {
         })
         .collect();
     Ok(Survey { tables, findings: check(config, None).await })
+}
+
+/// The tables that a source captures, in the shapes that the catalog gives them
+/// now: what rows to come are written under.
+pub async fn shapes(source: &str, config: &Postgres) -> Result<Vec<Table>> {
+    let client = control::connect(&target(config)?).await?;
+    let types = catalog::Types::read(&client).await?;
+    let tables = matching(&client, config).await?;
+    tables.iter().map(|table| Ok(shape_of(source, config, &types, table)?.0)).collect()
 }

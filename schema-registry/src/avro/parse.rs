@@ -46,6 +46,9 @@ impl Avro {
 struct Parser {
     nodes: Vec<Node>,
     names: HashMap<Name, NodeId>,
+    /// Types of Avro's own without properties: one node each, however often
+    /// they are named.
+    primitives: HashMap<&'static str, NodeId>,
     /// Records whose fields are not all known yet.
     open: HashMap<NodeId, Name>,
     strict: bool,
@@ -72,6 +75,19 @@ impl Parser {
         (self.nodes.len() - 1) as NodeId
     }
 
+    fn primitive(&mut self, kind: Kind, properties: Map<String, Value>) -> NodeId {
+        if !properties.is_empty() {
+            return self.add(kind, properties);
+        }
+        let word = kind.word();
+        if let Some(id) = self.primitives.get(word) {
+            return *id;
+        }
+        let id = self.add(kind, properties);
+        self.primitives.insert(word, id);
+        id
+    }
+
     fn schema(&mut self, value: &Value, place: Place<'_>) -> Result<NodeId, Reason> {
         match value {
             Value::String(name) => self.by_name(name, place),
@@ -83,7 +99,7 @@ impl Parser {
 
     fn by_name(&mut self, name: &str, place: Place<'_>) -> Result<NodeId, Reason> {
         if let Some(kind) = Kind::primitive(name) {
-            return Ok(self.add(kind, Map::new()));
+            return Ok(self.primitive(kind, Map::new()));
         }
         self.find(name, place.space).ok_or_else(|| at(place, format!("type {name:?} is not defined")))
     }
@@ -135,7 +151,7 @@ impl Parser {
                 Ok(self.add(make(inner), properties(object, RESERVED)))
             }
             _ => match Kind::primitive(word) {
-                Some(kind) => Ok(self.add(kind, properties(object, RESERVED))),
+                Some(kind) => Ok(self.primitive(kind, properties(object, RESERVED))),
                 None => self.find(word, place.space).ok_or_else(|| at(place, format!("type {word:?} is not known"))),
             },
         }

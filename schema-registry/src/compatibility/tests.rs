@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+mod reads;
+
 use super::*;
 
 fn parse(text: &str) -> Avro {
@@ -257,7 +259,8 @@ fn levels_look_at_the_last_or_at_all_in_their_direction() {
 #[test]
 fn bombs_end_in_bounded_time() {
     let started = Instant::now();
-    let deadline = || Some(Instant::now() + std::time::Duration::from_millis(500));
+    // On a machine that does much else, too.
+    let deadline = || Some(Instant::now() + std::time::Duration::from_secs(3));
     // Records that hold each other in all ways: pairs without end, were they not remembered.
     let knot = |n: usize, ty: &str| {
         let all: Vec<String> = (0..n)

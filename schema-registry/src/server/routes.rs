@@ -45,6 +45,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/contexts/{context}", axum::routing::delete(settings::delete_context))
         .route("/v1/metadata/id", get(cluster))
         .route("/v1/metadata/version", get(version))
+        .route("/v1/metadata/deployment", get(deployment))
         .fallback(async || Failure::not_found())
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), guard::guard))
@@ -57,6 +58,11 @@ async fn root() -> Answer {
 
 async fn cluster(State(_): State<Arc<App>>) -> Answer {
     ok(&json!({"scope": {"path": [], "clusters": {"schema-registry-cluster": "highwater"}}}))
+}
+
+/// Attributes of a managed registry, of which there are none here.
+async fn deployment() -> Answer {
+    ok(&json!({"attributes": []}))
 }
 
 async fn version() -> Answer {

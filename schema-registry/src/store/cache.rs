@@ -20,7 +20,8 @@ struct Parsed {
     weight: usize,
 }
 
-const MOST: usize = 32 << 20;
+/// Room for a hundred versions of a table with a thousand columns.
+const MOST: usize = 48 << 20;
 
 impl Cache {
     pub(super) fn parse(&self, source: &Source) -> Result<Arc<Avro>, Refusal> {
