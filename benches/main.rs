@@ -15,6 +15,7 @@ mod registry;
 mod report;
 mod server;
 mod snapshot;
+mod verify;
 mod warehouse;
 mod workload;
 
@@ -194,6 +195,9 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
         if wants(&["W8", "T13"]) {
             figures.push(busy::busy(bench, &bulk)?);
         }
+    }
+    if wants(&["V1"]) {
+        figures.push(verify::verify(bench)?);
     }
     if wants(&["R1", "R2", "R3", "R3b", "R4"]) {
         figures.extend(registry::registry(bench, wants)?);

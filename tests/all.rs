@@ -23,3 +23,4 @@ mod stores;
 mod streaming;
 mod tls;
 mod values;
+mod verify;

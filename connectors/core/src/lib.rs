@@ -35,7 +35,7 @@ pub use decimal::{OutOfRange, decimal_from_text, decimal_to_i128, decimal_to_tex
 pub use difference::Difference;
 pub use error::{Action, Error, Result};
 pub use json::{EventJson, ValueJson, timestamp};
-pub use mark::Mark;
+pub use mark::{Mark, StepEnd};
 pub use name::{avro_name, stream_part};
 pub use schema::{key_schema, value_schema};
 pub use shape::{SchemaNumber, Shape, Shapes};

@@ -50,3 +50,55 @@ impl Mark {
         Micros(self.commit_time)
     }
 }
+
+/// A place in the log at which a step of some sinks ends: their destinations
+/// then stand still in exactly this state for a moment, to be looked at. No
+/// event: an earlier version passes it over as a control frame it does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepEnd {
+    /// Whoever waits for it knows it by this.
+    pub step_end: String,
+    /// The sinks it is meant for.
+    #[serde(rename = "for")]
+    pub sinks: Vec<String>,
+    /// Where the source stands there, as bytes: all that was committed up to
+    /// here lies before it in the log, and nothing else.
+    pub position: Vec<u8>,
+}
+
+impl StepEnd {
+    /// As the log carries it.
+    pub fn to_payload(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("it has no map with keys that are not text")
+    }
+
+    /// From a control frame. None: another one.
+    pub fn from_payload(payload: &[u8]) -> Option<Self> {
+        serde_json::from_slice(payload).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_and_the_end_of_a_step_are_not_taken_for_each_other() {
+        let end = StepEnd { step_end: "1".into(), sinks: vec!["lake".into()], position: vec![1, 2] };
+        assert_eq!(StepEnd::from_payload(&end.to_payload()).as_ref(), Some(&end));
+        assert_eq!(Mark::from_payload(&end.to_payload()), None);
+        let mark = Mark {
+            op: Mark::BEGIN.into(),
+            schema: "public".into(),
+            table: "t".into(),
+            stream: "shop.public.t".into(),
+            shape: 1,
+            generation: 1,
+            sinks: Vec::new(),
+            position: vec![1],
+            ordinal: 0,
+            commit_time: 0,
+        };
+        assert_eq!(StepEnd::from_payload(&mark.to_payload()), None);
+    }
+}

@@ -79,6 +79,8 @@ pub(crate) enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Compares a destination with its source at one position, while both go on
+    Verify(Verify),
     /// Looks into the registry, and moves it
     Schemas {
         #[command(subcommand)]
@@ -99,6 +101,29 @@ pub(crate) enum Command {
         /// postgres://role@host/database
         url: Option<String>,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Verify {
+    /// The source
+    pub(crate) source: String,
+    /// The sink
+    pub(crate) sink: String,
+    /// Only these tables, as schema.table; patterns allowed, may be repeated
+    #[arg(long)]
+    pub(crate) table: Vec<String>,
+    /// Read again what differs, delete what is too many, then compare again
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Show the values that differ, and not only their columns
+    #[arg(long)]
+    pub(crate) show_values: bool,
+    /// Rows of a table to name one by one; all are counted
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) limit: usize,
+    /// Read no more rows a second on each side [default: as fast as it goes]
+    #[arg(long)]
+    pub(crate) rows_per_second: Option<u64>,
 }
 
 #[derive(Debug, ClapArgs)]

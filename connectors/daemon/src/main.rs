@@ -23,6 +23,7 @@ mod sinks;
 mod snapshot;
 mod status;
 mod tail;
+mod verify;
 
 use clap::Parser;
 
@@ -75,6 +76,7 @@ async fn command(args: Args) -> Exit {
         Command::Replay { sink, from, source, yes } => {
             replay::run(&config, sink, from, source.as_deref(), *yes, args.json).await
         }
+        Command::Verify(verify) => verify::run(&config, verify, args.json).await,
         Command::Log { command } => log::run(&config, command, args.json),
         Command::Schemas { command } => schemas::run(&config, command, args.json).await,
         Command::Init { .. } => Exit::Done,

@@ -1,5 +1,6 @@
 //! `highwater quarantine`: what waits, and what is to be done with it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use config::{Config, Patterns, Postgres, Source};
@@ -71,6 +72,15 @@ pub(crate) async fn run(config: &Config, command: &Quarantine, as_json: bool) ->
             Exit::Halted
         }
     }
+}
+
+/// Schemas and names of tables of which rows wait.
+pub(crate) fn tables(config: &Config, source: &str) -> Result<BTreeSet<(String, String)>> {
+    let mut tables = BTreeSet::new();
+    let name = |row: &Value, of: &str| row[of].as_str().unwrap_or_default().to_owned();
+    let tell = |row: Value| _ = tables.insert((name(&row, "schema"), name(&row, "table")));
+    each(config, source, &Filter::default(), tell, false)?;
+    Ok(tables)
 }
 
 fn filter(tables: &[String], key: Option<&str>, reason: Option<&str>) -> std::result::Result<Filter, String> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use config::{Config, Source};
 use connector::{Error, Result, Table, TableKind};
 use connector_postgres::PostgresSource;
-use connector_runtime::{Delivery, Desk, Ended, Orders, Pipeline, SinkStatus, SourceStatus, Start};
+use connector_runtime::{Delivery, Desk, Ended, Holds, Orders, Pipeline, SinkStatus, SourceStatus, Start};
 use serde_json::{Value, json};
 use storage::{EventLog, Log, Offset, Options, Retain};
 use tokio::task::JoinSet;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::exit::{Exit, failure, log_error};
 use crate::registry::{Face, Registry};
 use crate::status::{Live, LiveSink};
-use crate::{control, drift, held, layout, order, plan, progress, quarantine, sinks, snapshot, status};
+use crate::{control, drift, held, layout, order, plan, progress, quarantine, sinks, snapshot, status, verify};
 
 pub(crate) async fn run(config: Config, until_caught_up: bool) -> Exit {
     let stop = CancellationToken::new();
@@ -107,6 +107,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
             desk,
             book: book.clone(),
             sinks: Vec::new(),
+            holds: Holds::default(),
         };
         for (sink_name, sink) in config.sinks.iter().filter(|(_, sink)| sink.from.contains(name)) {
             let status = SinkStatus::default();
@@ -127,6 +128,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
                 start: start(sink_name, &sink.start)?,
                 max_backlog: sink.max_backlog,
                 status,
+                holds: live.holds.clone(),
             });
         }
         tokio::spawn(progress::show(name.clone(), source.watch(), stop.clone()));
@@ -228,6 +230,7 @@ async fn answer(lives: Arc<Vec<Live>>, registry: Arc<Face>, asked: Value) -> Val
         Some("approve") => held::approve_running(&lives, &asked).await,
         Some("quarantine") => quarantine::act_running(&lives, &asked).await,
         Some("judge") => plan::judge_running(&lives, &asked).await,
+        Some("verify") => verify::running(&lives, &asked),
         _ => json!({"error": "this daemon does not know the command"}),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use config::{Config, Postgres};
 use connector_postgres::{Lsn, Watch};
-use connector_runtime::{Desk, Hold, Orders, SchemaBook, SinkStatus, SourceStatus, source_paused};
+use connector_runtime::{Desk, Hold, Holds, Orders, SchemaBook, SinkStatus, SourceStatus, source_paused};
 use serde_json::{Value, json};
 use storage::outside::LogFiles;
 use storage::{EventLog, Log, Offset, State};
@@ -25,6 +25,7 @@ pub(crate) struct Live {
     pub(crate) desk: Desk,
     pub(crate) book: Arc<SchemaBook>,
     pub(crate) sinks: Vec<LiveSink>,
+    pub(crate) holds: Holds,
 }
 
 /// A sink that runs.

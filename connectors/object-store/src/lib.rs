@@ -15,6 +15,7 @@
 mod avro_file;
 mod avro_schema;
 mod columns;
+mod compared;
 mod error;
 mod format;
 mod json_text;
@@ -28,12 +29,16 @@ mod rewind;
 mod settings;
 mod sink;
 mod staging;
+mod state;
 mod store;
 mod upload;
+mod values;
 mod writer;
 
+pub use compared::Files;
 pub use format::{Codec, Form, Format, Partition};
 pub use rewind::Reach;
 pub use settings::Settings;
 pub use sink::{ObjectStoreSink, Uploaded};
+pub use state::{State, Wrong};
 pub use store::Store;

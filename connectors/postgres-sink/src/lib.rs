@@ -12,6 +12,7 @@
 
 mod bag;
 mod check;
+mod compared;
 mod copy;
 mod ddl;
 mod drift;
@@ -34,6 +35,7 @@ mod types;
 mod wire;
 
 pub use check::{Finding, check};
+pub use compared::{ComparedTable, checkpoint, compared, connect};
 pub use drift::{Drift, drift};
 pub use lane::may_move_back;
 pub use settings::Settings;

@@ -164,6 +164,28 @@ impl Plan {
         Ok(any)
     }
 
+    /// The same of a key given as the database's text, in the key's order.
+    pub(crate) fn keyed(
+        &self,
+        key: &[Option<String>],
+        out: &mut Vec<u8>,
+        absent: &mut Vec<u8>,
+    ) -> Result<(), ValueError> {
+        absent.clear();
+        absent.resize(self.bitmap, 0);
+        for (column, plan) in self.columns.iter().enumerate() {
+            let Some(at) = self.table.key.iter().position(|&i| i == column) else {
+                out.push(0);
+                absent[column / 8] |= 1 << (column % 8);
+                continue;
+            };
+            let text = key.get(at).and_then(Option::as_deref);
+            let text = text.ok_or(ValueError { column, why: "a key column is null" })?;
+            plan.codec.text(text.as_bytes(), out).map_err(|why| ValueError { column, why })?;
+        }
+        Ok(())
+    }
+
     /// Appends a tuple's key under the schema of the key; false where the
     /// tuple does not have it whole.
     pub(crate) fn key(&self, tuple: Tuple<'_>, out: &mut Vec<u8>) -> Result<bool, ValueError> {

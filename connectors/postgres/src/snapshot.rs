@@ -11,9 +11,11 @@
 //! committed before their point comes as its change and again as `read`, which
 //! is an upsert.
 
+mod mend;
 mod progress;
 mod round;
 mod worker;
 
+pub(crate) use mend::{Mend, copied_body};
 pub(crate) use progress::{Generation, Progress, TableProgress};
-pub(crate) use round::{Prepared, Round, prepare};
+pub(crate) use round::{Prepared, Round, prepare, step_end_batch};

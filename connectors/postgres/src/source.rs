@@ -1,6 +1,6 @@
 //! The PostgreSQL source as the runtime sees it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +21,7 @@ use crate::connection::Closer;
 use crate::control;
 use crate::error::control_failed;
 use crate::lsn::Lsn;
+use crate::points::{PointState, Points, Want};
 use crate::replication::{Replication, SystemIdentity};
 use crate::shape::Compiler;
 use crate::slot::{self, Identity};
@@ -58,6 +59,7 @@ struct Running {
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
     now: Arc<Mutex<Now>>,
+    points: Points,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -116,6 +118,31 @@ impl Watch {
         let streams: Vec<String> = progress.all().into_keys().filter(|stream| wanted(stream)).collect();
         shared.want(streams.iter().cloned());
         streams
+    }
+
+    /// Asks for a point at which a step of the sink ends; `id` is the asker's own.
+    pub fn end_step(&self, id: &str, sink: &str) {
+        self.points.want(id, Want::StepEnd(sink.into()));
+    }
+
+    /// Asks for rows to be read again by key, at a point.
+    pub fn mend(&self, id: &str, keys: BTreeMap<String, Vec<Vec<String>>>) {
+        self.points.want(id, Want::Mend(keys));
+    }
+
+    /// How far a point is; None: it is not known.
+    pub fn point(&self, id: &str) -> Option<PointState> {
+        self.points.look(id)
+    }
+
+    /// The point's snapshot was taken over.
+    pub fn snapshot_taken(&self, id: &str) {
+        self.points.taken(id);
+    }
+
+    /// Nobody asks for the point any more.
+    pub fn forget_point(&self, id: &str) {
+        self.points.forget(id);
     }
 
     /// Every table's reading.
@@ -369,6 +396,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
             target: self.target.clone(),
             slot: self.config.slot.clone(),
             heartbeat: self.config.heartbeat,
+            points: self.watch.points.clone(),
             first_round: first_round.filter(|_| self.config.snapshot != SnapshotMode::Never),
         };
         *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) =

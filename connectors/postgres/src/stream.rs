@@ -6,15 +6,16 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use connector::{Captured, Error, Fresh, Result, Schemas, fault};
+use connector::{Captured, Error, Fresh, Result, Schemas, StepEnd, fault};
 use storage::Micros;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 use crate::capture::{Capture, Flow};
 use crate::error::WireError;
 use crate::lsn::Lsn;
+use crate::points::{Points, Want};
 use crate::replication::{Event, Replication};
-use crate::snapshot::{Prepared, Round, prepare};
+use crate::snapshot::{Mend, Prepared, Round, prepare, step_end_batch};
 use crate::target::Target;
 
 /// The server hears from us at least so often.
@@ -102,6 +103,8 @@ pub(crate) struct Stream<S> {
     pub(crate) slot: String,
     /// How often an idle position is made durable.
     pub(crate) heartbeat: Duration,
+    /// Points that are asked for, besides those of rounds.
+    pub(crate) points: Points,
     /// The snapshot of the slot's own making, where the stream begins.
     pub(crate) first_round: Option<Prepared>,
 }
@@ -148,6 +151,8 @@ impl<S: Schemas> Stream<S> {
     /// Runs until told to stop, or until something fails, which is the last thing handed on.
     pub(crate) fn run(mut self) {
         let ended = self.stream();
+        // What was handed on may be lost with the channel.
+        self.points.fail(&Error::retry("capture has begun anew meanwhile").hint("begin again"));
         if self.shared.stop.load(Ordering::Relaxed) {
             // What is durable by now is told: a restart then begins behind it.
             let _ = self.replication.tell(true).and_then(|()| {
@@ -176,17 +181,27 @@ impl<S: Schemas> Stream<S> {
         let mut idle_since = Instant::now();
         let mut gathering: Option<Instant> = None;
         let mut asked = false;
+        let mut tidied = Instant::now();
         loop {
             if self.shared.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            if prepared.is_none() && !self.shared.snapshot_done.load(Ordering::Relaxed) {
+            let reading = !self.shared.snapshot_done.load(Ordering::Relaxed);
+            if prepared.is_none() && (reading || preparing.is_some() || self.points.are_waiting()) {
                 match &preparing {
                     None => preparing = Some(prepare(&self.target, &self.slot)),
                     Some(waiting) => match waiting.try_recv() {
                         Ok(made) => {
-                            let made = made?;
                             preparing = None;
+                            let made = match made {
+                                Ok(made) => made,
+                                // Who asked for a point may ask again; capture goes on.
+                                Err(error) if !reading => {
+                                    self.points.fail(&error);
+                                    continue;
+                                }
+                                Err(error) => return Err(error),
+                            };
                             if begun >= made.point {
                                 // Rows read there would come behind newer changes that
                                 // are logged already. Another point, and this time
@@ -197,6 +212,7 @@ impl<S: Schemas> Stream<S> {
                                 continue;
                             }
                             (still_until, still) = (None, STILL);
+                            self.points.bind(&made, reading);
                             prepared = Some(made);
                         }
                         Err(mpsc::TryRecvError::Empty) => {}
@@ -249,7 +265,10 @@ impl<S: Schemas> Stream<S> {
             self.shared.spooled.store(self.capture.spooled(), Ordering::Relaxed);
             if reached && let Some(prepared) = prepared.take() {
                 self.hand()?;
-                self.round(prepared)?;
+                self.points_at(&prepared)?;
+                if !self.shared.snapshot_done.load(Ordering::Relaxed) {
+                    self.round(prepared)?;
+                }
                 self.unspool()?;
                 idle_since = Instant::now();
                 continue;
@@ -271,6 +290,10 @@ impl<S: Schemas> Stream<S> {
                         reads |= self.capture.read_for(fresh);
                     }
                     self.shared.heard(fresh.len(), reads);
+                }
+                if tidied.elapsed() >= STATUS {
+                    tidied = Instant::now();
+                    self.points.tidy();
                 }
                 let due = asked || idle_since.elapsed() >= IDLE.min(self.heartbeat);
                 let ready = if self.capture.is_waiting() {
@@ -313,6 +336,41 @@ impl<S: Schemas> Stream<S> {
         Ok(())
     }
 
+    /// What was asked of the point that the stream has come to.
+    fn points_at(&mut self, prepared: &Prepared) -> Result<()> {
+        let now = now();
+        let mut ordinal = 0;
+        for (id, want) in self.points.due(prepared.point) {
+            let (out, feedback) = (&self.out, &mut self.replication);
+            match want {
+                Want::StepEnd(sink) => {
+                    let position = prepared.point.to_bytes().to_vec();
+                    let end = StepEnd { step_end: id.clone(), sinks: vec![sink], position };
+                    send(out, step_end_batch(&end, now), feedback)?;
+                    let reading =
+                        |t: &crate::snapshot::TableProgress| t.generation.as_ref().is_some_and(|g| !g.finished);
+                    let streams = self.capture.progress.all().into_iter().filter(|(_, table)| reading(table));
+                    self.points.marked(&id, streams.map(|(stream, _)| stream).collect());
+                }
+                // A round follows, which counts the point's events for itself.
+                Want::Mend(_) if !self.shared.snapshot_done.load(Ordering::Relaxed) => self.points.again(&id),
+                Want::Mend(keys) => {
+                    let mend = Mend { compiler: &self.capture.compiler, target: &self.target, prepared, now };
+                    let mut lost = false;
+                    let mended = mend.run(&keys, &mut ordinal, |captured| {
+                        send(out, captured, feedback).inspect_err(|_| lost = true)
+                    });
+                    match mended {
+                        Ok((read, deleted)) => self.points.mended(&id, read, deleted),
+                        Err(error) if lost => return Err(error),
+                        Err(error) => self.points.failed(&id, &error),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn round(&mut self, prepared: Prepared) -> Result<()> {
         self.shared.reading.store(true, Ordering::Relaxed);
         let tables: Vec<_> = self
@@ -323,14 +381,13 @@ impl<S: Schemas> Stream<S> {
             .filter(|t| self.capture.compiler.wants(t.oid, &t.schema, &t.name))
             .cloned()
             .collect();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
         let round = Round {
             compiler: &self.capture.compiler,
             progress: &self.capture.progress,
             target: &self.target,
             stop: &self.shared.stop,
             prepared,
-            now: Micros(now),
+            now: now(),
         };
         let out = &self.out;
         let feedback = std::cell::RefCell::new(&mut self.replication);
@@ -345,6 +402,11 @@ impl<S: Schemas> Stream<S> {
         }
         Ok(())
     }
+}
+
+/// The time of events that have no commit's.
+fn now() -> Micros {
+    Micros(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64))
 }
 
 /// Hands on; while there is no room the server goes on hearing from us.

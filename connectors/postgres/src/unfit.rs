@@ -2,7 +2,7 @@
 //! when they are let go.
 
 use connector::{
-    BatchWriter, Op, RawCell, RawCells, RowExtras, SchemaNumber, Table, Type, Unfit, UnfitReason, put_cell,
+    BatchWriter, Error, Op, RawCell, RawCells, RowExtras, SchemaNumber, Table, Type, Unfit, UnfitReason, put_cell,
 };
 
 use crate::codec::Codec;
@@ -14,6 +14,18 @@ use crate::plan::{Plan, PlanColumn, ValueError};
 pub(crate) enum Cause {
     Value(ValueError),
     TooLarge,
+}
+
+/// Of a row that is looked at outside the stream, where nothing can wait.
+pub(crate) fn uncarried(plan: &Plan, when: &str, error: &ValueError) -> Error {
+    let table = &plan.table;
+    let column = table.columns.get(error.column).map_or("?", |column| column.name.as_str());
+    let name = format!("{}.{}", table.schema, table.name);
+    Error::halt(format!("a value of {name}, {when}, column {column:?} cannot be carried: {}", error.why)).hint(format!(
+        "`highwater quarantine list {0}` has the row; or carry the column as text: \
+         [sources.{0}.table.{name:?}] as = {{ {column:?} = \"text\" }}",
+        table.source
+    ))
 }
 
 /// A row as it came, its columns in the table's order.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connector::{
-    Batch, Checkpoint, Error, Fresh, Malformed, Mark, Promise, Result, SchemaNumber, Shape, Shapes, Sink, Step, Table,
+    Batch, Checkpoint, Error, Fresh, Malformed, Mark, Promise, Result, SchemaNumber, Shape, Shapes, Sink, Step,
+    StepEnd, Table,
 };
 use futures_util::{Stream, StreamExt};
 use storage::{EventLog, Frame, Kind, Log, Micros, Offset, OffsetRange, Position};
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::holds::Holds;
 use crate::notes::Notes;
 use crate::orders;
 use crate::schemas::shapes_of;
@@ -50,6 +52,8 @@ pub struct Delivery<K> {
     pub max_backlog: u64,
     /// Told to whoever asks.
     pub status: SinkStatus,
+    /// Where it stands still to be looked at.
+    pub holds: Holds,
 }
 
 /// How a delivery was ended.
@@ -85,8 +89,10 @@ impl<K: Sink> Delivery<K> {
         self.status.works();
         tracing::info!(sink = self.name, checkpoint = checkpoint.next.0, "delivering");
         if let Some(promise) = opened.promised {
-            checkpoint = self.keep(log, &mut shapes, checkpoint, promise).await?;
+            let step = self.keep(log, &mut shapes, checkpoint, promise).await?;
+            checkpoint = Checkpoint { next: step.end };
             self.arrived(notes, checkpoint, None);
+            stand(&self.holds, &step, cancel).await;
         }
         let mut frames = pin!(log.read(checkpoint.next));
         let mut step = Gathered::new(checkpoint);
@@ -130,6 +136,7 @@ impl<K: Sink> Delivery<K> {
                 self.arrived(notes, checkpoint, Some(time));
                 self.read_whole(notes, log, &step.ended);
                 tracing::debug!(sink = self.name, events, checkpoint = checkpoint.next.0, "step committed");
+                stand(&self.holds, &step, cancel).await;
             }
             if cut == Cut::Stop {
                 return Ok(());
@@ -166,7 +173,7 @@ impl<K: Sink> Delivery<K> {
         shapes: &mut ShapeCache,
         checkpoint: Checkpoint,
         promise: Promise,
-    ) -> Result<Checkpoint> {
+    ) -> Result<Gathered> {
         let Promise { range, streams } = promise;
         let name = self.name.clone();
         let broken = || {
@@ -191,7 +198,8 @@ impl<K: Sink> Delivery<K> {
         if step.end != range.end {
             return Err(broken());
         }
-        self.commit(&step).await
+        self.commit(&step).await?;
+        Ok(step)
     }
 
     /// Stages what the log has until the step is to end, which is only ever
@@ -215,7 +223,8 @@ impl<K: Sink> Delivery<K> {
                     return Ok(Cut::Turn);
                 }
                 let old = step.first_staged.is_some_and(|first| first.elapsed() >= self.age);
-                if old || (step.events > 0 && self.sink.is_full()) || step.bytes >= PASSED_BY {
+                let full = (step.events > 0 && self.sink.is_full()) || step.bytes >= PASSED_BY;
+                if old || full || step.seen_by.is_some() {
                     return Ok(Cut::Due);
                 }
             }
@@ -271,6 +280,10 @@ impl<K: Sink> Delivery<K> {
                             step.ended.push(mark.stream);
                         }
                     }
+                } else if let Some(end) = StepEnd::from_payload(&frame.payload)
+                    && end.sinks.contains(&self.name)
+                {
+                    step.seen_by = Some(end.step_end);
                 }
             }
             Kind::Pending => {}
@@ -313,6 +326,8 @@ pub(crate) struct Gathered {
     first_staged: Option<Instant>,
     position: Option<Position>,
     event_time: Micros,
+    /// It ends here, to be looked at by whoever knows this id.
+    seen_by: Option<String>,
 }
 
 impl Gathered {
@@ -328,6 +343,7 @@ impl Gathered {
             first_staged: None,
             position: None,
             event_time: Micros(i64::MIN),
+            seen_by: None,
         }
     }
 
@@ -370,6 +386,16 @@ impl ShapeCache {
         let wanted = (self.selection)(&shape.table).then_some(shape);
         self.wanted.insert(number, wanted.clone());
         Ok(wanted)
+    }
+}
+
+/// Stands still behind a step that was ended to be looked at.
+async fn stand(holds: &Holds, step: &Gathered, cancel: &CancellationToken) {
+    if let Some(id) = &step.seen_by {
+        tokio::select! {
+            () = holds.stand(id, step.end.0) => {}
+            () = cancel.cancelled() => {}
+        }
     }
 }
 

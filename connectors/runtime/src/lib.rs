@@ -22,6 +22,7 @@ mod delivery;
 mod desk;
 mod gate;
 mod hold;
+mod holds;
 mod ingest;
 mod lanes;
 mod notes;
@@ -37,6 +38,7 @@ pub use contract::{Contracts, Unfitting};
 pub use delivery::{Delivery, Selection};
 pub use desk::{Desk, Requests};
 pub use gate::{Approval, Approved, Hold, approve_stopped};
+pub use holds::Holds;
 pub use orders::{
     Detached, Lane, Order, Orders, Replay, checkpoint, detached, lanes, replay, sink_paused, source_paused,
 };

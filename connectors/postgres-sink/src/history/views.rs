@@ -10,7 +10,7 @@ use crate::sql::{literal, qualified, quote};
 use crate::table::Mirror;
 
 /// Behind a table's name, for the view of its rows as they are now.
-const CURRENT: &str = "_current";
+pub(crate) const CURRENT: &str = "_current";
 /// For the view of every version.
 const VERSIONS: &str = "_versions";
 /// Behind the names of tables.

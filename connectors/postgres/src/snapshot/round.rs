@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use connector::{Captured, Error, Mark, Result, Schemas, fault, patch_first_ordinal};
+use connector::{Captured, Error, Mark, Result, Schemas, StepEnd, fault, patch_first_ordinal};
 use storage::{Kind, LogBatch, Micros, StateChange};
 
 use crate::catalog::{self, CatalogTable, Leaf};
 use crate::lsn::Lsn;
-use crate::plan::{literal, quote};
+use crate::plan::{Plan, literal, quote};
 use crate::replication::Replication;
 use crate::shape::{Compiled, Compiler};
 use crate::snapshot::progress::{Generation, Progress};
@@ -26,17 +26,19 @@ const ROUND_TIME: Duration = Duration::from_secs(300);
 /// Keys that one chunk of debts reads.
 const OWED: usize = 1_000;
 
-/// A slot with its snapshot, ready for a round. The snapshot lives with the connection.
+/// A slot with its snapshot, ready for a round. The snapshot lives with the
+/// connection, which lives as long as anyone holds this.
+#[derive(Clone)]
 pub(crate) struct Prepared {
     pub(crate) point: Lsn,
     pub(crate) snapshot: String,
-    _slot: Replication,
+    _slot: Arc<Replication>,
 }
 
 impl Prepared {
     /// Of a slot that was just made on this connection.
     pub(crate) fn new(point: Lsn, snapshot: String, slot: Replication) -> Self {
-        Self { point, snapshot, _slot: slot }
+        Self { point, snapshot, _slot: Arc::new(slot) }
     }
 }
 
@@ -321,24 +323,7 @@ fn chunk_of(job: usize, compiled: &Compiled, leaf: &Leaf, number: u64, blocks: u
 }
 
 fn owed_chunk(job: usize, table: &CatalogTable, compiled: &Compiled, keys: &[&Vec<String>]) -> Chunk {
-    let shape = &compiled.plan.table;
-    let names: Vec<String> = shape.key.iter().map(|&i| quote(&shape.columns[i].name)).collect();
-    let tuple = |key: &&Vec<String>| {
-        let values: Vec<String> = key
-            .iter()
-            .zip(&shape.key)
-            .map(|(value, &i)| format!("{}::{}", literal(value), shape.columns[i].db_type))
-            .collect();
-        format!("({})", values.join(", "))
-    };
-    let list: Vec<String> = keys.iter().map(tuple).collect();
-    let sql = format!(
-        "COPY (SELECT {} FROM {} WHERE ({}) IN ({})) TO STDOUT (FORMAT binary)",
-        compiled.plan.select_list(),
-        table.quoted(),
-        names.join(", "),
-        list.join(", ")
-    );
+    let sql = rows_sql(&compiled.plan, &table.quoted(), keys);
     Chunk {
         table: job,
         leaf: table.oid,
@@ -351,6 +336,37 @@ fn owed_chunk(job: usize, table: &CatalogTable, compiled: &Compiled, keys: &[&Ve
         audience: String::new(),
         owed: Some(keys.iter().map(|key| (*key).clone()).collect()),
     }
+}
+
+/// Copies the rows of keys, which are the database's text.
+pub(crate) fn rows_sql(plan: &Plan, table: &str, keys: &[&Vec<String>]) -> String {
+    let shape = &plan.table;
+    let names: Vec<String> = shape.key.iter().map(|&i| quote(&shape.columns[i].name)).collect();
+    let tuple = |key: &&Vec<String>| {
+        let values: Vec<String> = key
+            .iter()
+            .zip(&shape.key)
+            .map(|(value, &i)| format!("{}::{}", literal(value), shape.columns[i].db_type))
+            .collect();
+        format!("({})", values.join(", "))
+    };
+    let list: Vec<String> = keys.iter().map(tuple).collect();
+    format!(
+        "COPY (SELECT {} FROM {table} WHERE ({}) IN ({})) TO STDOUT (FORMAT binary)",
+        plan.select_list(),
+        names.join(", "),
+        list.join(", ")
+    )
+}
+
+/// Rows of a point, as a transaction of their own.
+pub(crate) fn whole_batch(payload: Bytes, records: u32, state: Vec<StateChange>, time: Micros) -> Captured {
+    batch(Kind::Data, payload, records, state, true, time)
+}
+
+/// The place at which a step ends.
+pub(crate) fn step_end_batch(end: &StepEnd, time: Micros) -> Captured {
+    batch(Kind::Control, end.to_payload().into(), 1, Vec::new(), true, time)
 }
 
 fn rows_batch(payload: Bytes, records: u32, time: Micros) -> Captured {

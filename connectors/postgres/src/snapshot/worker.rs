@@ -14,6 +14,7 @@ use crate::connection::{Closer, Connection};
 use crate::error::WireError;
 use crate::plan::{Plan, copied_cells, literal};
 use crate::printed::printed;
+use crate::snapshot::copied_body;
 use crate::target::Target;
 use crate::unfit::{Cause, Row};
 
@@ -156,13 +157,8 @@ fn read(
     let (mut rows, started) = (0u64, Instant::now());
     writer.begin_for(&chunk.audience, &work.position, work.time, "", 0);
     while let Some(data) = connection.copy_row().map_err(failed)? {
-        let mut data = data;
-        if let Some(rest) = data.strip_prefix(b"PGCOPY\n\xff\r\n\0") {
-            // Flags, then the length of an extension.
-            let extension = rest.get(4..8).and_then(|l| l.first_chunk::<4>()).map_or(0, |l| u32::from_be_bytes(*l));
-            data = rest.get(8 + extension as usize..).unwrap_or_default();
-        }
-        if data.is_empty() || data == [0xff, 0xff] {
+        let data = copied_body(data);
+        if data.is_empty() {
             continue;
         }
         let copied = match data.len() > work.max_row {

@@ -1,0 +1,166 @@
+//! Values of Arrow columns, as what equal ones have in common: for comparing,
+//! and as the text that PostgreSQL prints and reads.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    Date32Type, Decimal128Type, Float32Type, Float64Type, Int32Type, Int64Type, Time64MicrosecondType,
+    TimestampMicrosecondType,
+};
+use arrow_array::{Array, ArrayRef};
+use arrow_schema::DataType;
+use connector::civil_from_days;
+
+/// A hash that equal values share, whatever the widths of their types.
+pub(crate) fn hash(array: &ArrayRef, i: usize) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    feed(array, i, &mut hasher);
+    hasher.finish()
+}
+
+/// Of a value that is not there.
+pub(crate) fn null() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    0u8.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn feed(array: &ArrayRef, i: usize, to: &mut DefaultHasher) {
+    if array.is_null(i) {
+        0u8.hash(to);
+        return;
+    }
+    1u8.hash(to);
+    match array.data_type() {
+        DataType::Boolean => array.as_boolean().value(i).hash(to),
+        DataType::Int32 => i64::from(array.as_primitive::<Int32Type>().value(i)).hash(to),
+        DataType::Int64 => array.as_primitive::<Int64Type>().value(i).hash(to),
+        // By their bits: -0 is not 0, as it is not printed alike.
+        DataType::Float32 => array.as_primitive::<Float32Type>().value(i).to_bits().hash(to),
+        DataType::Float64 => array.as_primitive::<Float64Type>().value(i).to_bits().hash(to),
+        DataType::Utf8 => array.as_string::<i32>().value(i).hash(to),
+        DataType::Binary => array.as_binary::<i32>().value(i).hash(to),
+        // A numeric that lost its precision is a text from then on, with the same digits.
+        DataType::Decimal128(..) => array.as_primitive::<Decimal128Type>().value_as_string(i).hash(to),
+        DataType::Date32 => array.as_primitive::<Date32Type>().value(i).hash(to),
+        DataType::Time64(_) => array.as_primitive::<Time64MicrosecondType>().value(i).hash(to),
+        DataType::Timestamp(..) => array.as_primitive::<TimestampMicrosecondType>().value(i).hash(to),
+        DataType::List(_) => {
+            let list = array.as_list::<i32>().value(i);
+            list.len().hash(to);
+            (0..list.len()).for_each(|i| feed(&list, i, to));
+        }
+        DataType::Map(..) => {
+            let entries = array.as_map().value(i);
+            entries.len().hash(to);
+            for i in 0..entries.len() {
+                entries.columns().iter().for_each(|column| feed(column, i, to));
+            }
+        }
+        DataType::Struct(_) => array.as_struct().columns().iter().for_each(|column| feed(column, i, to)),
+        other => format!("{other:?}").hash(to),
+    }
+}
+
+/// As text; None: NULL.
+pub(crate) fn text(array: &ArrayRef, i: usize) -> Option<String> {
+    if array.is_null(i) {
+        return None;
+    }
+    Some(match array.data_type() {
+        DataType::Boolean => array.as_boolean().value(i).to_string(),
+        DataType::Int32 => array.as_primitive::<Int32Type>().value(i).to_string(),
+        DataType::Int64 => array.as_primitive::<Int64Type>().value(i).to_string(),
+        DataType::Float32 => array.as_primitive::<Float32Type>().value(i).to_string(),
+        DataType::Float64 => array.as_primitive::<Float64Type>().value(i).to_string(),
+        DataType::Utf8 => array.as_string::<i32>().value(i).to_owned(),
+        DataType::Binary => {
+            let hex: String = array.as_binary::<i32>().value(i).iter().map(|b| format!("{b:02x}")).collect();
+            format!("\\x{hex}")
+        }
+        DataType::Decimal128(..) => array.as_primitive::<Decimal128Type>().value_as_string(i),
+        DataType::Date32 => match array.as_primitive::<Date32Type>().value(i) {
+            i32::MAX => "infinity".into(),
+            days if days == -i32::MAX => "-infinity".into(),
+            days => {
+                let (date, bc) = date(i64::from(days));
+                format!("{date}{bc}")
+            }
+        },
+        DataType::Time64(_) => clock(array.as_primitive::<Time64MicrosecondType>().value(i)),
+        DataType::Timestamp(_, zone) => match array.as_primitive::<TimestampMicrosecondType>().value(i) {
+            i64::MAX => "infinity".into(),
+            micros if micros == -i64::MAX => "-infinity".into(),
+            micros => {
+                const DAY: i64 = 86_400_000_000;
+                let (date, bc) = date(micros.div_euclid(DAY));
+                let zone = if zone.is_some() { "+00" } else { "" };
+                format!("{date} {}{zone}{bc}", clock(micros.rem_euclid(DAY)))
+            }
+        },
+        DataType::List(_) => {
+            let list = array.as_list::<i32>().value(i);
+            let items: Vec<String> = (0..list.len()).map(|i| text(&list, i).unwrap_or("NULL".into())).collect();
+            format!("{{{}}}", items.join(","))
+        }
+        DataType::Struct(_) => {
+            let columns = array.as_struct().columns();
+            let items: Vec<String> = columns.iter().map(|column| text(column, i).unwrap_or_default()).collect();
+            format!("({})", items.join(","))
+        }
+        other => format!("a {other}"),
+    })
+}
+
+fn date(days: i64) -> (String, &'static str) {
+    let (year, month, day) = civil_from_days(days);
+    match year {
+        ..=0 => (format!("{:04}-{month:02}-{day:02}", 1 - year), " BC"),
+        _ => (format!("{year:04}-{month:02}-{day:02}"), ""),
+    }
+}
+
+fn clock(micros: i64) -> String {
+    let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
+    let mut text = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if fraction > 0 {
+        text.push_str(format!(".{fraction:06}").trim_end_matches('0'));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array, StringArray};
+    use arrow_array::{TimestampMicrosecondArray, UInt8Array};
+
+    use super::*;
+
+    #[test]
+    fn values_are_told_as_postgresql_reads_them() {
+        let check = |array: ArrayRef, expected: &str| assert_eq!(text(&array, 0).as_deref(), Some(expected));
+        check(Arc::new(Date32Array::from(vec![19_782])), "2024-02-29");
+        check(Arc::new(Date32Array::from(vec![-735_161])), "0044-03-15 BC");
+        check(Arc::new(Date32Array::from(vec![i32::MAX])), "infinity");
+        let micros = TimestampMicrosecondArray::from(vec![1_709_208_000_500_000]);
+        check(Arc::new(micros.clone()), "2024-02-29 12:00:00.5");
+        check(Arc::new(micros.with_timezone("UTC")), "2024-02-29 12:00:00.5+00");
+        let decimal = Decimal128Array::from(vec![-150]).with_precision_and_scale(12, 2);
+        check(Arc::new(decimal.expect("it fits")), "-1.50");
+    }
+
+    #[test]
+    fn equal_values_of_other_widths_are_equal_and_all_else_is_not() {
+        let of = |array: ArrayRef| hash(&array, 0);
+        assert_eq!(of(Arc::new(Int32Array::from(vec![7]))), of(Arc::new(Int64Array::from(vec![7]))));
+        assert_ne!(of(Arc::new(Float64Array::from(vec![0.0]))), of(Arc::new(Float64Array::from(vec![-0.0]))));
+        assert_ne!(
+            of(Arc::new(StringArray::from(vec![Some("")]))),
+            of(Arc::new(StringArray::from(vec![None::<&str>])))
+        );
+        assert_eq!(of(Arc::new(UInt8Array::from(vec![None]))), null());
+    }
+}
