@@ -49,9 +49,9 @@ async fn an_announced_step_is_finished_as_announced_whatever_the_configuration_s
     let (lake, other) = (folder.join("lake"), folder.join("other"));
     let config = to_folder(&postgres, &lake, "1s").replace("2MiB", "64MiB");
     let mut daemon = Daemon::new(&folder, &config);
-    daemon.start(&["run", "--until-caught-up"], Some("half-uploaded:1"));
+    daemon.start(&["run", "--until-caught-up"], Some("file-uploaded:1"));
     let ended = daemon.wait(Duration::from_secs(30));
-    assert!(ended.stderr.contains("fault point hit: half-uploaded"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("fault point hit: file-uploaded"), "{}", ended.stderr);
     assert_eq!(files(&lake, "shop.public.a").len() + files(&lake, "shop.public.b").len(), 1, "one of two is up");
     // Everything is another now: our columns, the cut, the tables.
     let config = config.replace("64MiB", "1KiB").replace("\"1s\"", "\"10ms\"");

@@ -171,7 +171,8 @@ async fn world(seed: u64, seconds: u64) {
     Truth::watch(&postgres).await;
     let home = folder(&format!("property-{seed}"));
     let lake = home.join("lake");
-    let mut daemon = Daemon::new(&home, &to_folder(&postgres, &lake, "150ms"));
+    let config = to_folder(&postgres, &lake, "150ms").replace("[log]", "on_incompatible = \"evolve\"\n[log]");
+    let mut daemon = Daemon::new(&home, &config);
     daemon.start(&["run"], None);
     capturing(&daemon).await;
 

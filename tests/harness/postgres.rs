@@ -66,7 +66,7 @@ impl Server {
         let mut conf = std::fs::read_to_string(data.join("postgresql.conf")).unwrap();
         conf.push_str(&format!(
             "\nport = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nwal_level = logical\n\
-             max_replication_slots = 60\nmax_wal_senders = 60\nmax_connections = 200\nfsync = off\n\
+             max_replication_slots = 200\nmax_wal_senders = 100\nmax_connections = 300\nfsync = off\n\
              log_min_messages = warning\ndeadlock_timeout = 20ms\n{settings}\n",
             data.display()
         ));

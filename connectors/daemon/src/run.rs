@@ -187,6 +187,12 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     if until_caught_up {
         let left = logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), held::left(name, log)?)));
         ended.failures.extend(left);
+        let sinks = config.sinks.iter().flat_map(|(sink, of)| of.from.iter().map(move |from| (sink, from)));
+        let left = sinks.filter_map(|(sink, from)| {
+            let log = logs.iter().find(|(name, _)| name == from)?;
+            Some((format!("sink {sink:?}"), status::left(sink, &log.1)?))
+        });
+        ended.failures.extend(left);
         let left =
             logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), quarantine::left(name, log)?)));
         ended.failures.extend(left);

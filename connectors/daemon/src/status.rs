@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use config::{Config, Postgres};
+use connector::Error;
 use connector_postgres::{Lsn, Watch};
 use connector_runtime::{Desk, Hold, Holds, Orders, SchemaBook, SinkStatus, SourceStatus, source_paused};
 use serde_json::{Value, json};
@@ -49,6 +50,21 @@ fn behind(state: &State, sink: &str) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+/// What a sink has not delivered although it was to deliver all.
+pub(crate) fn left(sink: &str, log: &Log) -> Option<Error> {
+    let apart: Vec<_> = connector_runtime::lanes(&log.state(), sink).collect();
+    let (stream, lane) = apart.first()?;
+    let (count, table) = (apart.len(), stream.split_once('.').map_or(stream.as_str(), |(_, table)| table));
+    let remedy = match lane.lost {
+        true => format!("`highwater replay {sink} --from snapshot`"),
+        false => format!("mend that; then `highwater resume {sink} --table '{table}'`"),
+    };
+    Some(
+        Error::halt(format!("everything else is delivered, but {count} tables wait apart: {table}: {}", lane.why))
+            .hint(remedy),
+    )
 }
 
 /// A server that does not answer must not hold up the answer.

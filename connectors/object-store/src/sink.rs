@@ -199,7 +199,7 @@ impl Sink for ObjectStoreSink {
             }
             // It waits no longer; a leftover goes with the next opening.
             let _ = tokio::fs::remove_file(staged).await;
-            fault::point("half-uploaded");
+            fault::point("file-uploaded");
         }
         fault::point("uploaded");
         open.manifests

@@ -292,13 +292,12 @@ fn reads_too_much(violation: &Violation, reader: &str) -> bool {
             let near = match writer {
                 "DOUBLE" => "\"float\"",
                 "STRING" => "\"enum\"|\"fixed\"",
-                "MAP" => "\"record\"",
                 // Without their names, or with another that happens to fit.
                 "RECORD" => "\"record\"",
                 "ENUM" => "\"enum\"",
                 "FIXED" => "\"fixed\"",
                 // What they hold may be any of these.
-                "ARRAY" | "UNION" => "\"float\"|\"enum\"|\"fixed\"|\"record\"",
+                "ARRAY" | "MAP" | "UNION" => "\"float\"|\"enum\"|\"fixed\"|\"record\"",
                 _ => return false,
             };
             near.split('|').any(|near| reader.contains(near))
