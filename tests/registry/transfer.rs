@@ -33,6 +33,12 @@ async fn a_registry_moves_with_all_its_ids() {
     let (code, out, stderr) = to.run(&["schemas", "import", &url, "--json"]);
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["schemas"], 4);
+    // Beside a running registry, what it did last is there a moment later.
+    until(5, "the deletion is told", || {
+        let (_, theirs, _) = from.daemon.run(&["schemas", "export"]);
+        async move { theirs.contains("\"deleted\":true") }
+    })
+    .await;
     let (_, theirs, _) = from.daemon.run(&["schemas", "export"]);
     let (_, ours, _) = to.run(&["schemas", "export"]);
     let lines = |text: &str| {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use connector::{BatchWriter, Captured, Error, Fresh, Op, Result, RowExtras, SchemaNumber, Schemas, Table, put_bytes};
+use connector::{BatchWriter, Captured, Error, Fresh, Op, Result, RowExtras, SchemaNumber, Schemas, Table};
 use storage::{Kind, LogBatch, Micros, StateChange};
 
 use crate::catalog::CatalogTable;
@@ -15,6 +15,7 @@ use crate::snapshot::{Generation, Progress};
 use crate::spool::Spool;
 use crate::unfit::{Cause, Row};
 
+mod messages;
 mod streamed;
 
 use streamed::Streamed;
@@ -309,58 +310,6 @@ impl<S: Schemas> Capture<S> {
             flow = self.end_row();
         }
         Ok(flow)
-    }
-
-    fn logical(&mut self, transactional: bool, lsn: Lsn, prefix: &str, content: &[u8]) -> Result<Flow> {
-        let ours = prefix.starts_with("highwater.");
-        if transactional {
-            if ours || !self.begin_part()? {
-                return Ok(Flow::On);
-            }
-        } else {
-            if lsn <= self.resume {
-                return Ok(Flow::On);
-            }
-            self.last = self.last.max(lsn);
-            if ours {
-                return Ok(Flow::On);
-            }
-            self.writer.begin(&lsn.to_bytes(), self.time, "", 0);
-        }
-        let number = self.messages_schema()?;
-        let body = self.writer.open_row(number);
-        for part in [Some(prefix.as_bytes()), std::str::from_utf8(content).ok().map(str::as_bytes)] {
-            match part {
-                Some(text) => {
-                    body.push(2);
-                    put_bytes(body, text);
-                }
-                None => body.push(0),
-            }
-        }
-        if std::str::from_utf8(content).is_ok() {
-            body.push(0);
-        } else {
-            body.push(2);
-            put_bytes(body, content);
-        }
-        body.extend_from_slice(&[2, u8::from(transactional)]);
-        self.writer.close_row(Op::Message, RowExtras::default());
-        if transactional {
-            return Ok(self.end_row());
-        }
-        self.writer.end();
-        Ok(Flow::On)
-    }
-
-    fn messages_schema(&mut self) -> Result<SchemaNumber> {
-        if let Some(number) = self.messages {
-            return Ok(number);
-        }
-        let (number, change) = self.compiler.messages()?;
-        self.state.extend(change);
-        self.messages = Some(number);
-        Ok(number)
     }
 
     /// Whether a row of this relation is to be written.

@@ -1,5 +1,7 @@
 use storage::Kind;
 
+use storage::{Frame, Offset, OffsetRange, Position};
+
 use super::*;
 
 fn frame(payload: Bytes, records: u32, position: Option<&[u8]>) -> Batch {

@@ -16,7 +16,7 @@ use crate::plan::{Plan, literal, quote};
 use crate::replication::Replication;
 use crate::shape::{Compiled, Compiler};
 use crate::snapshot::progress::{Generation, Progress};
-use crate::snapshot::worker::{self, Chunk, Piece, Work};
+use crate::snapshot::worker::{self, Chunk, ColumnTypes, Piece, Work};
 use crate::target::Target;
 
 /// Blocks of a chunk: 8 MiB of heap.
@@ -152,7 +152,7 @@ impl<S: Schemas> Round<'_, S> {
                 for number in 0..leaf.blocks.div_ceil(generation.chunk_blocks).max(1) {
                     total += 1;
                     if !before.chunks.contains(&(leaf.oid, number)) {
-                        let chunk = chunk_of(job, &compiled, leaf, number, generation.chunk_blocks);
+                        let chunk = chunk_of(job, table, &compiled, leaf, number, generation.chunk_blocks);
                         add(Chunk { audience: generation.sinks.join(","), ..chunk });
                     }
                 }
@@ -299,7 +299,7 @@ impl<S: Schemas> Round<'_, S> {
     }
 }
 
-fn chunk_of(job: usize, compiled: &Compiled, leaf: &Leaf, number: u64, blocks: u64) -> Chunk {
+fn chunk_of(job: usize, table: &CatalogTable, compiled: &Compiled, leaf: &Leaf, number: u64, blocks: u64) -> Chunk {
     let (low, high) = (number * blocks, (number + 1) * blocks);
     // The last chunk is open: rows may lie behind what was measured.
     let until = if high < leaf.blocks { format!(" AND ctid < '({high},0)'::tid") } else { String::new() };
@@ -315,6 +315,7 @@ fn chunk_of(job: usize, compiled: &Compiled, leaf: &Leaf, number: u64, blocks: u
         sql,
         file_node: leaf.file_node,
         locked: leaf.name.clone(),
+        types: ColumnTypes::new(table, &compiled.plan, &format!("ONLY {}", leaf.name)),
         plan: compiled.plan.clone(),
         schema: compiled.number,
         audience: String::new(),
@@ -331,6 +332,7 @@ fn owed_chunk(job: usize, table: &CatalogTable, compiled: &Compiled, keys: &[&Ve
         sql,
         file_node: 0,
         locked: table.quoted(),
+        types: ColumnTypes::new(table, &compiled.plan, &table.quoted()),
         plan: compiled.plan.clone(),
         schema: compiled.number,
         audience: String::new(),

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use connector::{BatchWriter, Error, Op, RawCell, Result, RowExtras, SchemaNumber};
 use storage::Micros;
 
+use crate::catalog::CatalogTable;
 use crate::connection::{Closer, Connection};
 use crate::error::WireError;
-use crate::plan::{Plan, copied_cells, literal};
+use crate::plan::{Plan, copied_cells, literal, quote};
 use crate::printed::printed;
 use crate::snapshot::copied_body;
 use crate::target::Target;
@@ -33,12 +34,40 @@ pub(crate) struct Chunk {
     /// Zero: not compared.
     pub(crate) file_node: u32,
     pub(crate) locked: String,
+    /// What the table's columns are, and how to ask for it.
+    pub(crate) types: ColumnTypes,
     pub(crate) plan: Arc<Plan>,
     pub(crate) schema: SchemaNumber,
     /// The sinks that it is read for, with commas between; empty: all.
     pub(crate) audience: String,
     /// Keys, not blocks.
     pub(crate) owed: Option<BTreeSet<Vec<String>>>,
+}
+
+/// The types that a plan reads columns as.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ColumnTypes {
+    pub(crate) oids: String,
+    pub(crate) sql: String,
+}
+
+impl ColumnTypes {
+    /// A stream tells of an ALTER before the catalog shows it to others: a plan
+    /// may be older than the table. COPY reads by the catalog as it is now, and
+    /// so does this.
+    pub(crate) fn new(table: &CatalogTable, plan: &Plan, from: &str) -> Self {
+        let read = |name: &str| plan.table.columns.iter().any(|column| column.name == name);
+        let columns: Vec<_> = table.columns.iter().filter(|column| read(&column.name)).collect();
+        let oids: Vec<String> = columns.iter().map(|column| column.type_oid.to_string()).collect();
+        let names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
+        let typed: Vec<String> = names.iter().map(|name| format!("pg_typeof(x.{name})::oid")).collect();
+        let sql = format!(
+            "(SELECT array_to_string(ARRAY[{}]::oid[], ' ') FROM (VALUES (1)) one LEFT JOIN (SELECT {} FROM {from} LIMIT 0) x ON true)",
+            typed.join(", "),
+            names.join(", ")
+        );
+        Self { oids: oids.join(" "), sql }
+    }
 }
 
 /// What a worker hands on.
@@ -137,14 +166,18 @@ fn read(
     };
     let begin = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; LOCK TABLE {} IN ACCESS SHARE MODE; \
-         SELECT coalesce(pg_relation_filenode({}), 0)",
+         SELECT coalesce(pg_relation_filenode({leaf}), 0), (SELECT relfilenode FROM pg_class WHERE oid = {leaf}), {types}",
         literal(&work.snapshot),
         chunk.locked,
-        chunk.leaf
+        leaf = chunk.leaf,
+        types = chunk.types.sql
     );
     let rows = connection.query(&begin).map_err(failed)?;
-    let node = rows.first().and_then(|row| row.first()).cloned().flatten();
-    if chunk.file_node != 0 && node.and_then(|n| n.parse().ok()) != Some(chunk.file_node) {
+    let found = |i: usize| rows.first().and_then(|row| row.get(i)).and_then(|value| value.as_deref());
+    // Its file as it is now, and as the snapshot has it: one that was rewritten
+    // in between would show the snapshot no rows at all.
+    let is_of = |node: Option<&str>| chunk.file_node == 0 || node.and_then(|n| n.parse().ok()) == Some(chunk.file_node);
+    if !is_of(found(0)) || !is_of(found(1)) || found(2) != Some(&chunk.types.oids) {
         connection.query("ROLLBACK").map_err(failed)?;
         return Err(Failure::Changed);
     }
