@@ -16,10 +16,13 @@ use connector::{
 };
 use regex_automata::meta::Regex;
 
+/// By schema and table.
+type ByTable = Arc<dyn Fn(&str, &str) -> Option<Contract> + Send + Sync>;
+
 /// The contracts of a source's tables.
 #[derive(Clone)]
 pub struct Contracts {
-    of: Arc<dyn Fn(&str, &str) -> Option<Contract> + Send + Sync>,
+    of: ByTable,
     any: bool,
     /// Streams whose contract was found to fit.
     seen: Arc<Mutex<HashSet<String>>>,
@@ -304,27 +307,31 @@ impl Test {
 
 /// Compares decimal numbers of any length; None: one is none.
 fn compare(a: &[u8], b: &[u8]) -> Option<Ordering> {
-    let parts = |text: &'_ [u8]| -> Option<(bool, (usize, usize), (usize, usize))> {
-        let negative = text.first() == Some(&b'-');
-        let start = usize::from(negative);
-        let dot = text.iter().position(|&c| c == b'.').unwrap_or(text.len());
-        let digits = |range: std::ops::Range<usize>| text.get(range).is_some_and(|d| d.iter().all(u8::is_ascii_digit));
-        let behind = (dot + 1).min(text.len());
-        if start >= text.len() || !digits(start..dot) || !digits(behind..text.len()) {
-            return None;
-        }
-        let first = (start..dot).find(|&i| text[i] != b'0').unwrap_or(dot);
-        let last = (behind..text.len()).rev().find(|&i| text[i] != b'0').map_or(behind, |i| i + 1);
-        Some((negative && (first < dot || behind < last), (first, dot), (behind, last)))
-    };
-    let ((a_minus, a_whole, a_part), (b_minus, b_whole, b_part)) = (parts(a)?, parts(b)?);
+    let ((a_minus, a_whole, a_part), (b_minus, b_whole, b_part)) = (digits(a)?, digits(b)?);
     if a_minus != b_minus {
         return Some(if a_minus { Ordering::Less } else { Ordering::Greater });
     }
-    let (whole_a, whole_b) = (&a[a_whole.0..a_whole.1], &b[b_whole.0..b_whole.1]);
-    let by_size = whole_a.len().cmp(&whole_b.len()).then_with(|| whole_a.cmp(whole_b));
-    let size = by_size.then_with(|| a[a_part.0..a_part.1].cmp(&b[b_part.0..b_part.1]));
+    let by_size = a_whole.len().cmp(&b_whole.len()).then_with(|| a_whole.cmp(b_whole));
+    let size = by_size.then_with(|| a_part.cmp(b_part));
     Some(if a_minus { size.reverse() } else { size })
+}
+
+/// Whether it is below zero, its digits before the point and those behind it,
+/// without zeros that mean nothing.
+fn digits(text: &[u8]) -> Option<(bool, &[u8], &[u8])> {
+    let (minus, text) = match text.split_first() {
+        Some((b'-', rest)) => (true, rest),
+        _ => (false, text),
+    };
+    let dot = text.iter().position(|&c| c == b'.');
+    let (whole, part) = dot.map_or((text, &[][..]), |dot| (&text[..dot], &text[dot + 1..]));
+    if text.is_empty() || !whole.iter().chain(part).all(u8::is_ascii_digit) {
+        return None;
+    }
+    let first = whole.iter().position(|&c| c != b'0').unwrap_or(whole.len());
+    let last = part.iter().rposition(|&c| c != b'0').map_or(0, |at| at + 1);
+    let (whole, part) = (&whole[first..], &part[..last]);
+    Some((minus && !(whole.is_empty() && part.is_empty()), whole, part))
 }
 
 fn range(column: &Column, min: Option<&str>, max: Option<&str>) -> Result<Test, String> {
