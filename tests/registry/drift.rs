@@ -85,6 +85,12 @@ async fn catalogue_registry_and_warehouse_are_compared() {
             false,
         ),
     ];
+    // Beside a running registry, what it did last is there a moment later.
+    until(5, "the registration is told", || {
+        let told = check(&daemon).1.len() == expected.len();
+        async move { told }
+    })
+    .await;
     assert_eq!(check(&daemon), (3, expected, String::new()));
     daemon.signal("TERM");
     assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
