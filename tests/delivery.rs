@@ -277,7 +277,7 @@ async fn a_sink_too_far_behind_is_detached_and_comes_back_with_a_reading_of_its_
     daemon.start(&["run"], Some("snapshot-chunk"));
     sink_is(&daemon, "m", "detached").await;
     ordered(&daemon, &["replay", "m", "--from", "snapshot", "--yes"]);
-    let ended = daemon.wait(Duration::from_secs(90));
+    let ended = daemon.wait(Duration::from_secs(30));
     assert!(ended.stderr.contains("fault point hit: snapshot-chunk"), "{}", ended.stderr);
     daemon.catch_up();
     let here = mirror.client().await;

@@ -78,7 +78,7 @@ async fn a_new_sink_is_filled_from_the_log_while_the_source_is_away() {
     let mut daemon = Daemon::new(&folder, &config);
     // Killed in the middle of it, too.
     daemon.start(&["run"], Some("pre-commit"));
-    let ended = daemon.wait(Duration::from_secs(90));
+    let ended = daemon.wait(Duration::from_secs(30));
     assert!(ended.stderr.contains("fault point hit"), "{}", ended.stderr);
     daemon.start(&["run"], None);
     events(&late, "shop.public.t", count).await;
@@ -108,7 +108,8 @@ async fn a_new_sink_is_filled_from_the_log_while_the_source_is_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_sink_of_a_log_that_lost_its_beginning_is_told_and_reads_for_itself() {
-    let postgres = Postgres::new(17).await;
+    // Of its own: making a slot waits for whatever is in progress on the server.
+    let postgres = Postgres::on(own_server().await).await;
     let mirror = warehouse(None, 17).await;
     let mut count = written(&postgres).await;
     let folder = folder("replay-short");
@@ -140,7 +141,7 @@ async fn a_new_sink_of_a_log_that_lost_its_beginning_is_told_and_reads_for_itsel
     // Each asks for itself; killed in the middle, it is not asked for twice.
     let mut daemon = Daemon::new(&folder, &both("start = \"snapshot\""));
     daemon.start(&["run"], Some("snapshot-chunk"));
-    let ended = daemon.wait(Duration::from_secs(90));
+    let ended = daemon.wait(Duration::from_secs(30));
     assert!(ended.stderr.contains("fault point hit"), "{}", ended.stderr);
     daemon.catch_up();
     let (client, here) = (postgres.client().await, mirror.client().await);
@@ -198,7 +199,7 @@ async fn a_lake_and_a_history_go_back_and_come_again_and_no_event_is_there_twice
         daemon.start(&["run"], Some(fault));
         until(PATIENCE, "it answers", || std::future::ready(daemon.status()["running"] == true)).await;
         ordered(&daemon, &["replay", name, "--from", &middle, "--yes"]);
-        let ended = daemon.wait(Duration::from_secs(90));
+        let ended = daemon.wait(Duration::from_secs(30));
         assert!(ended.stderr.contains(&format!("fault point hit: {fault}")), "{fault}: {}", ended.stderr);
         daemon.catch_up();
         assert_eq!(all(&a, "shop.public.t").await, before, "{fault}");

@@ -259,8 +259,7 @@ fn levels_look_at_the_last_or_at_all_in_their_direction() {
 #[test]
 fn bombs_end_in_bounded_time() {
     let started = Instant::now();
-    // On a machine that does much else, too.
-    let deadline = || Some(Instant::now() + std::time::Duration::from_secs(3));
+    let deadline = || Some(Instant::now() + std::time::Duration::from_millis(500));
     // Records that hold each other in all ways: pairs without end, were they not remembered.
     let knot = |n: usize, ty: &str| {
         let all: Vec<String> = (0..n)

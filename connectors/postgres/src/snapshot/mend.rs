@@ -16,7 +16,7 @@ use crate::error::WireError;
 use crate::plan::{Plan, literal, quote};
 use crate::shape::Compiler;
 use crate::snapshot::Prepared;
-use crate::snapshot::round::{rows_sql, whole_batch};
+use crate::snapshot::round::{key_sql, rows_sql, whole_batch};
 use crate::target::Target;
 use crate::unfit::uncarried;
 
@@ -121,15 +121,7 @@ fn gone_sql(plan: &Plan, table: &str, keys: &[Vec<String>]) -> String {
             format!("{name} = w.k{i} AND {} = {}", printed(&name), printed(&format!("w.k{i}")))
         })
         .collect();
-    let tuple = |key: &Vec<String>| {
-        let values: Vec<String> = key
-            .iter()
-            .zip(&shape.key)
-            .map(|(value, &i)| format!("{}::{}", literal(value), shape.columns[i].db_type))
-            .collect();
-        format!("({})", values.join(", "))
-    };
-    let list: Vec<String> = keys.iter().map(tuple).collect();
+    let list: Vec<String> = keys.iter().map(|key| key_sql(plan, key)).collect();
     format!(
         "SELECT {} FROM (VALUES {}) w ({}) WHERE NOT EXISTS (SELECT FROM {table} t WHERE {})",
         columns.join(", "),

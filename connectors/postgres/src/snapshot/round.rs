@@ -340,19 +340,19 @@ fn owed_chunk(job: usize, table: &CatalogTable, compiled: &Compiled, keys: &[&Ve
     }
 }
 
+/// A key, which is the database's text, as a row of its types.
+pub(crate) fn key_sql(plan: &Plan, key: &[String]) -> String {
+    let shape = &plan.table;
+    let typed = |(value, &i): (&String, &usize)| format!("{}::{}", literal(value), shape.columns[i].db_type);
+    let values: Vec<String> = key.iter().zip(&shape.key).map(typed).collect();
+    format!("({})", values.join(", "))
+}
+
 /// Copies the rows of keys, which are the database's text.
 pub(crate) fn rows_sql(plan: &Plan, table: &str, keys: &[&Vec<String>]) -> String {
     let shape = &plan.table;
     let names: Vec<String> = shape.key.iter().map(|&i| quote(&shape.columns[i].name)).collect();
-    let tuple = |key: &&Vec<String>| {
-        let values: Vec<String> = key
-            .iter()
-            .zip(&shape.key)
-            .map(|(value, &i)| format!("{}::{}", literal(value), shape.columns[i].db_type))
-            .collect();
-        format!("({})", values.join(", "))
-    };
-    let list: Vec<String> = keys.iter().map(tuple).collect();
+    let list: Vec<String> = keys.iter().map(|key| key_sql(plan, key)).collect();
     format!(
         "COPY (SELECT {} FROM {table} WHERE ({}) IN ({})) TO STDOUT (FORMAT binary)",
         plan.select_list(),
