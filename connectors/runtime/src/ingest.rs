@@ -135,26 +135,21 @@ impl<S: Source> Ingest<S> {
         self.log.abort().await.map_err(log_failed)?;
         let resume = self.log.position().await.map_err(log_failed)?;
         let opened = {
-            let (log, notes) = (self.log.clone(), self.notes.clone());
-            // Sinks are at work meanwhile, and people give orders.
-            let writing = async move {
-                loop {
-                    notes.added().await;
-                    if let Err(error) = write_notes(&log, &notes).await {
-                        return error;
-                    }
-                }
-            };
             let opening = self.source.open(resume.as_ref(), self.log.state());
-            tokio::select! {
-                () = self.cancel.cancelled() => return Ok(Next::End),
-                Ok(()) = self.kicked.changed() => {
-                    // Seen again by who asks whether it was called away.
-                    self.kicked.mark_changed();
-                    return Ok(Next::End);
+            tokio::pin!(opening);
+            loop {
+                tokio::select! {
+                    () = self.cancel.cancelled() => return Ok(Next::End),
+                    Ok(()) = self.kicked.changed() => {
+                        // Seen again by who asks whether it was called away.
+                        self.kicked.mark_changed();
+                        return Ok(Next::End);
+                    }
+                    opened = &mut opening => break opened,
+                    // Sinks are at work meanwhile, and people give orders. Notes that
+                    // were taken are written, whatever comes first: none is dropped.
+                    () = self.notes.added() => write_notes(&self.log, &self.notes).await?,
                 }
-                opened = opening => opened,
-                error = writing => return Err(error),
             }
         };
         opened?;
