@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connector::{Action, Error, Result, Sink, Source};
+use connector::{Action, Error, FOLLOWED, Result, Sink, Source};
 use storage::{EventLog, Log, Offset};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -90,7 +90,8 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
             notes.put_all(removed);
         }
         let goal = watch::Sender::new(None);
-        let new_log = log.high_water() == log.start();
+        // Not by its offsets: retention may have taken all that a log once held.
+        let new_log = log.state().prefix(FOLLOWED.as_bytes()).next().is_none();
         let (halts, mut halted_sinks) = mpsc::unbounded_channel();
         let ingest = Ingest {
             name: name.clone(),
