@@ -16,7 +16,7 @@ use crate::plan::{Plan, literal, quote};
 use crate::replication::Replication;
 use crate::shape::{Compiled, Compiler};
 use crate::snapshot::progress::{Generation, Progress};
-use crate::snapshot::worker::{self, Chunk, ColumnTypes, Piece, Work};
+use crate::snapshot::worker::{self, Chunk, ColumnTypes, Piece, Rows, Work};
 use crate::target::Target;
 
 /// Blocks of a chunk: 8 MiB of heap.
@@ -212,12 +212,14 @@ impl<S: Schemas> Round<'_, S> {
                         Err(RecvTimeoutError::Disconnected) => return Ok(()),
                     };
                     match piece {
-                        Piece::Rows { mut payload, records, unfit } => {
-                            patch_first_ordinal(&mut payload, ordinal)
-                                .map_err(|error| Error::halt("a batch of the snapshot is broken").because(error))?;
-                            ordinal += u64::from(records);
-                            inside = true;
-                            hand(Captured { unfit, ..rows_batch(payload.into(), records, self.now) })?;
+                        Piece::Rows(held) => {
+                            for Rows { mut payload, records, unfit } in held {
+                                patch_first_ordinal(&mut payload, ordinal)
+                                    .map_err(|error| Error::halt("a batch of the snapshot is broken").because(error))?;
+                                ordinal += u64::from(records);
+                                inside = true;
+                                hand(Captured { unfit, ..rows_batch(payload.into(), records, self.now) })?;
+                            }
                         }
                         Piece::Done { chunk, rows } => {
                             inside = false;

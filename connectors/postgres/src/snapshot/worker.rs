@@ -70,10 +70,18 @@ impl ColumnTypes {
     }
 }
 
+/// Some of a chunk's rows.
+pub(crate) struct Rows {
+    pub(crate) payload: Vec<u8>,
+    pub(crate) records: u32,
+    pub(crate) unfit: u32,
+}
+
 /// What a worker hands on.
 pub(crate) enum Piece {
-    /// Rows; of one chunk without another's between.
-    Rows { payload: Vec<u8>, records: u32, unfit: u32 },
+    /// Of one chunk without another's between. All that was held goes at once:
+    /// a worker that waited for the log with each batch would let its server wait too.
+    Rows(Vec<Rows>),
     /// The chunk is whole.
     Done { chunk: Chunk, rows: u64 },
     /// Its table was rewritten or altered since the round began.
@@ -183,7 +191,7 @@ fn read(
     }
     connection.copy_out(&chunk.sql).map_err(failed)?;
     let mut writer = BatchWriter::new();
-    let mut held: Vec<(Vec<u8>, u32, u32)> = Vec::new();
+    let mut held: Vec<Rows> = Vec::new();
     let mut unfit = 0u32;
     let mut held_bytes = 0;
     let mut lane = None;
@@ -210,15 +218,13 @@ fn read(
         if writer.len() >= BATCH {
             if let Some((payload, records)) = writer.take() {
                 held_bytes += payload.len();
-                held.push((payload.into(), records, std::mem::take(&mut unfit)));
+                held.push(Rows { payload: payload.into(), records, unfit: std::mem::take(&mut unfit) });
             }
             writer.begin_for(&chunk.audience, &work.position, work.time, "", 0);
             if held_bytes > HELD || lane.is_some() {
                 lane.get_or_insert_with(|| work.lane.lock().unwrap_or_else(PoisonError::into_inner));
-                for (payload, records, unfit) in held.drain(..) {
-                    if out.send(Piece::Rows { payload, records, unfit }).is_err() {
-                        return Ok(None);
-                    }
+                if out.send(Piece::Rows(std::mem::take(&mut held))).is_err() {
+                    return Ok(None);
                 }
                 held_bytes = 0;
             }
@@ -232,16 +238,11 @@ fn read(
     }
     connection.query("COMMIT").map_err(failed)?;
     if let Some((payload, records)) = writer.take() {
-        held.push((payload.into(), records, unfit));
+        held.push(Rows { payload: payload.into(), records, unfit });
     }
     lane.get_or_insert_with(|| work.lane.lock().unwrap_or_else(PoisonError::into_inner));
-    for (payload, records, unfit) in held {
-        if out.send(Piece::Rows { payload, records, unfit }).is_err() {
-            return Ok(None);
-        }
-    }
     let done = Piece::Done { chunk: chunk.clone(), rows };
-    Ok(out.send(done).is_ok().then_some(()))
+    Ok((out.send(Piece::Rows(held)).is_ok() && out.send(done).is_ok()).then_some(()))
 }
 
 /// Puts a copied row that cannot be carried, as text, its columns in the table's order.
