@@ -18,6 +18,11 @@ use crate::state::State;
 
 pub use crate::segment::{FrameKind, Header};
 
+/// A daemon that starts cuts off what is durable of a transaction that never
+/// ended. Whoever reads there at that moment finds less than it was told: what
+/// is broken counts only if it is found as often as this.
+const CUTS: u32 = 4;
+
 /// A log's folder.
 #[derive(Clone, Debug)]
 pub struct LogFiles<F: Files = Disk> {
@@ -86,6 +91,16 @@ impl<F: Files> LogFiles<F> {
 
     /// Where the log stands: its id, state, and the end of what is shown.
     pub fn standing(&self) -> Result<Option<Standing>> {
+        let mut tries = 0;
+        loop {
+            match self.look() {
+                Err(Error::Corrupt { .. }) if tries < CUTS => tries += 1,
+                seen => return seen,
+            }
+        }
+    }
+
+    fn look(&self) -> Result<Option<Standing>> {
         let bases = self.bases()?;
         let Some(&newest) = bases.last() else { return Ok(None) };
         // In this order: what is durable by now is in the file by then.
@@ -369,26 +384,35 @@ impl<F: Files> Cursor<F> {
     /// Looks at the transaction that begins here; false if it is not whole and
     /// durable yet.
     fn begin(&mut self) -> Result<bool> {
-        let scanner = &self.walk.scanner;
-        // What is no successor is told as the corruption it is by the next step.
-        let first = match scanner.header(scanner.at)? {
-            Ok(first) if self.walk.wrong(&first).is_none() => first,
-            _ => return Ok(true),
-        };
-        match commit_of(&scanner.at(scanner.at + first.frame_length()), &first)? {
-            Ok(commit) if commit.last < self.synced => {
-                self.commit = commit;
-                Ok(true)
+        for tries in 0.. {
+            if tries > 0 {
+                self.refresh()?;
             }
-            Err((at, sequence, bad)) if sequence < self.synced => {
-                Err(bad_frame(scanner.path.clone(), at, first.base, bad))
-            }
-            _ => {
-                // Asks again how far all is durable by then.
-                self.synced = 0;
-                Ok(false)
+            let scanner = &self.walk.scanner;
+            let first = match scanner.header(scanner.at)? {
+                Ok(first) if self.walk.wrong(&first).is_none() => first,
+                Err(Bad::End) => return Ok(true),
+                _ if self.walk.next_sequence >= self.synced => break,
+                _ if tries < CUTS => continue,
+                // Told as the corruption it is by the next step.
+                _ => return Ok(true),
+            };
+            match commit_of(&scanner.at(scanner.at + first.frame_length()), &first)? {
+                Ok(commit) if commit.last < self.synced => {
+                    self.commit = commit;
+                    return Ok(true);
+                }
+                Err((at, sequence, bad)) if sequence < self.synced => {
+                    if tries >= CUTS {
+                        return Err(bad_frame(scanner.path.clone(), at, first.base, bad));
+                    }
+                }
+                _ => break,
             }
         }
+        // Asks again how far all is durable by then.
+        self.synced = 0;
+        Ok(false)
     }
 
     /// How long to wait before asking again.

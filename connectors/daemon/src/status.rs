@@ -187,23 +187,15 @@ fn stopped(config: &Config) -> connector::Result<Value> {
 }
 
 pub(crate) async fn run(config: Config, as_json: bool) -> Exit {
-    let mut tries = 0;
-    let status = loop {
-        if let Some(status) = control::ask(&layout::socket(&config), &json!({"command": "status"})).await {
-            break status;
-        }
-        match stopped(&config) {
-            Ok(status) => break status,
-            // A daemon that starts mends the log's end meanwhile, and answers soon.
-            Err(_) if tries < 4 => {
-                tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(250)).await;
-            }
+    let status = match control::ask(&layout::socket(&config), &json!({"command": "status"})).await {
+        Some(status) => status,
+        None => match stopped(&config) {
+            Ok(status) => status,
             Err(error) => {
                 failure("status", &error);
                 return Exit::Halted;
             }
-        }
+        },
     };
     if as_json {
         out::line(status);

@@ -159,6 +159,55 @@ fn a_log_is_followed_from_outside_while_it_is_written() {
     reader.join().unwrap();
 }
 
+/// A transaction that never ended may be durable, and the next start cuts it
+/// off: whoever looks just then has found no corruption.
+#[test]
+fn a_log_is_read_from_outside_while_starts_cut_what_was_never_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(folder.path(), Options::default()).unwrap();
+    block_on(log.close());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let read = |each: &mut dyn FnMut()| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                each();
+            }
+            each();
+        };
+        let path = folder.path();
+        let looking = scope.spawn(move || {
+            read(&mut || {
+                LogFiles::open(path).unwrap().standing().unwrap().unwrap();
+            });
+        });
+        let following = scope.spawn(move || {
+            let mut cursor = LogFiles::open(path).unwrap().read(Offset(0)).unwrap();
+            let mut next = 0;
+            read(&mut || {
+                while let Some(frame) = cursor.next().unwrap() {
+                    assert_eq!(number(&frame.payload), next, "only what was finished");
+                    next += 1;
+                }
+            });
+            next
+        });
+        for n in 0..100 {
+            let (log, _) = Log::open(folder.path(), Options::default()).unwrap();
+            block_on(async {
+                log.append(batch(n, 1, 100)).await.unwrap().await.unwrap();
+                for part in 0..4 {
+                    let part = LogBatch { ends_transaction: false, ..batch(7_000 + part, 1, 50_000) };
+                    log.append(part).await.unwrap().await.unwrap();
+                }
+                log.close().await;
+            });
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        looking.join().unwrap();
+        assert_eq!(following.join().unwrap(), 100);
+    });
+}
+
 #[test]
 fn a_log_has_one_writer() {
     let folder = tempfile::tempdir().unwrap();
