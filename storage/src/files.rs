@@ -83,6 +83,8 @@ pub trait LogFile: Clone + Send + Sync + 'static {
     fn truncate(&self, length: u64) -> io::Result<()>;
     /// Makes its content durable.
     fn sync(&self, point: SyncPoint) -> io::Result<()>;
+    /// Nobody is known to read this part soon: memory need not hold it.
+    fn forget(&self, _from: u64, _to: u64) {}
 }
 
 /// The real one.
@@ -165,6 +167,13 @@ impl LogFile for Arc<File> {
 
     fn sync(&self, _point: SyncPoint) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn forget(&self, from: u64, to: u64) {
+        if let Some(length) = std::num::NonZeroU64::new(to.saturating_sub(from)) {
+            // It is advice: what is wrong with it changes nothing.
+            let _ = rustix::fs::fadvise(&**self, from, Some(length), rustix::fs::Advice::DontNeed);
+        }
     }
 }
 

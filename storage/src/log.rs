@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -125,6 +125,8 @@ pub(crate) struct Shared<F: Files> {
     /// The least checkpoint, once it was told.
     pub(crate) floor: Mutex<Option<u64>>,
     pub(crate) syncs: AtomicU64,
+    /// That follow the log in this process.
+    pub(crate) readers: AtomicUsize,
     pub(crate) disk_full: AtomicBool,
     pub(crate) closing: AtomicBool,
     failure: watch::Sender<Option<Error>>,
@@ -275,6 +277,7 @@ impl<F: Files> Log<F> {
             sealed: RwLock::new(bases.into_iter().map(|base| (base, None)).collect()),
             floor: Mutex::new(None),
             syncs: AtomicU64::new(0),
+            readers: AtomicUsize::new(0),
             disk_full: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             failure: watch::Sender::new(None),
@@ -291,6 +294,7 @@ impl<F: Files> Log<F> {
             segment,
             file,
             length,
+            forgotten: length,
             index,
             inside: false,
             waiting: Default::default(),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures_util::{Stream, stream};
 use tokio::sync::watch;
@@ -9,11 +10,12 @@ use tokio::task::JoinHandle;
 
 use crate::batch::Frame;
 use crate::error::{Error, Result};
-use crate::files::{Files, segment_path};
+use crate::files::{Files, LogFile, segment_path};
 use crate::log::{Shared, Shown};
 use crate::newtypes::{Offset, OffsetRange, Position};
 use crate::recovery::bad_frame;
 use crate::segment::{Bad, FrameKind, Header, Scanner};
+use crate::writer::FORGOTTEN;
 
 /// What is wrong with a whole frame that stands where another should.
 pub(crate) const NO_SUCCESSOR: &str = "it does not continue the frame before it";
@@ -32,6 +34,12 @@ pub(crate) struct Reader<F: Files> {
     /// The segment being read; None: to be found.
     open: Option<Open<F::File>>,
     ready: VecDeque<Frame>,
+}
+
+impl<F: Files> Drop for Reader<F> {
+    fn drop(&mut self) {
+        self.shared.readers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Frames that were read, and a reader that reads the next ones while these are
@@ -102,6 +110,8 @@ impl<F: Files> Ahead<F> {
 struct Open<F> {
     base: u64,
     scanner: Scanner<F>,
+    /// Of the file, what memory need not hold.
+    forgotten: u64,
     /// Of the transaction under way.
     commit: Commit,
     inside: bool,
@@ -120,6 +130,7 @@ pub(crate) struct Commit {
 
 impl<F: Files> Reader<F> {
     pub(crate) fn new(shared: Arc<Shared<F>>, next: u64) -> Self {
+        shared.readers.fetch_add(1, Ordering::Relaxed);
         Self { shared, next, open: None, ready: VecDeque::new() }
     }
 
@@ -195,7 +206,20 @@ impl<F: Files> Reader<F> {
                 });
             }
         }
+        self.forget();
         Ok(!self.ready.is_empty())
+    }
+
+    /// Who reads alone is the last to need it: see the writer's.
+    fn forget(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let to = open.scanner.at / FORGOTTEN * FORGOTTEN;
+        if to > open.forgotten {
+            if self.shared.readers.load(Ordering::Relaxed) == 1 {
+                open.scanner.file.forget(open.forgotten, to);
+            }
+            open.forgotten = to;
+        }
     }
 
     fn find(&self, shown: &Shown) -> Result<Open<F::File>> {
@@ -216,7 +240,7 @@ impl<F: Files> Reader<F> {
         let file = self.shared.files.open(&path).map_err(|error| Error::io("open", &path, error))?;
         let mut scanner = Scanner::open(file, &path)?;
         scanner.at = at;
-        Ok(Open { base, scanner, commit: Commit::default(), inside: false, follows: None })
+        Ok(Open { base, scanner, forgotten: at, commit: Commit::default(), inside: false, follows: None })
     }
 
     fn out_of_range(&self, end: u64) -> Error {

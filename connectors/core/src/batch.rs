@@ -317,7 +317,8 @@ impl BatchWriter {
         if self.out.is_empty() {
             return None;
         }
-        let room = self.out.len();
+        // The next one is about as large; one that has to grow is copied.
+        let room = self.out.len() + self.out.len() / 16;
         let payload = std::mem::replace(&mut self.out, Vec::with_capacity(room.min(4 << 20)));
         Some((payload.into(), std::mem::take(&mut self.records)))
     }

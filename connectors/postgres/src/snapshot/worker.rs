@@ -131,11 +131,15 @@ pub(crate) fn run(work: &Work, out: &SyncSender<Piece>) {
             return;
         }
     };
+    let mut writer = BatchWriter::new();
     while let Some(chunk) = work.next() {
-        let piece = match read(&mut connection, work, &chunk, out) {
+        let piece = match read(&mut connection, &mut writer, work, &chunk, out) {
             Ok(None) => return,
             Ok(Some(())) => continue,
-            Err(Failure::Changed) => Piece::Changed { chunk },
+            Err(Failure::Changed) => {
+                writer = BatchWriter::new();
+                Piece::Changed { chunk }
+            }
             Err(Failure::Error(error)) => Piece::Failed(error),
         };
         let failed = matches!(piece, Piece::Failed(_));
@@ -159,6 +163,7 @@ impl From<Error> for Failure {
 /// None: nobody listens any more.
 fn read(
     connection: &mut Connection,
+    writer: &mut BatchWriter,
     work: &Work,
     chunk: &Chunk,
     out: &SyncSender<Piece>,
@@ -190,7 +195,6 @@ fn read(
         return Err(Failure::Changed);
     }
     connection.copy_out(&chunk.sql).map_err(failed)?;
-    let mut writer = BatchWriter::new();
     let mut held: Vec<Rows> = Vec::new();
     let mut unfit = 0u32;
     let mut held_bytes = 0;
@@ -210,7 +214,7 @@ fn read(
             Ok(()) => writer.close_row(Op::Read, RowExtras::default()),
             Err(cause) => {
                 writer.drop_row();
-                put_as_it_came(chunk, data, &cause, &mut writer);
+                put_as_it_came(chunk, data, &cause, writer);
                 unfit += 1;
             }
         }
