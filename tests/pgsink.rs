@@ -1,6 +1,7 @@
 //! From a live PostgreSQL into another one.
 
 mod kills;
+mod shop;
 mod versions;
 
 use std::collections::BTreeMap;
