@@ -215,6 +215,10 @@ impl Sink for PostgresSink {
         Ok(true)
     }
 
+    fn tells_time(&self) -> bool {
+        true
+    }
+
     fn is_full(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.staged >= self.settings.cut_bytes)
     }
