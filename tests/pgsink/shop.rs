@@ -277,7 +277,7 @@ async fn a_shop_is_true_at_every_look_and_equal_in_the_end() {
     // Looked at until the last of it is there.
     let there = number(&client, "SELECT sum(amount)::int8 FROM tills").await;
     let here = Arc::new(warehouse.client().await);
-    until(300, "all of it is in the mirror", || {
+    until(300 + 2 * seconds, "all of it is in the mirror", || {
         let here = here.clone();
         async move { number(&here, "SELECT sum(amount)::int8 FROM tills").await == there }
     })
