@@ -10,6 +10,7 @@ mod http;
 mod huge;
 mod land;
 mod latency;
+mod ledger;
 mod machine;
 mod registry;
 mod report;
@@ -124,6 +125,9 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
     }
     if wants(&["T15", "T15b"]) {
         figures.extend(warehouse::visible(bench)?);
+    }
+    if wants(&["T14", "T14b"]) {
+        figures.extend(ledger::exactly_once(bench)?);
     }
     if wants(&["T2", "T12b", "T13"]) {
         eprintln!("W2: {transactions} small transactions");

@@ -11,6 +11,7 @@ mod delivery;
 mod failover;
 mod gate;
 mod kills;
+mod memory;
 mod outages;
 mod pgsink;
 mod property;

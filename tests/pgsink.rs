@@ -1,7 +1,9 @@
 //! From a live PostgreSQL into another one.
 
 mod kills;
+mod shop;
 mod versions;
+mod watermark;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -40,8 +40,8 @@ impl Daemon {
         let mut command = Command::new(Self::binary());
         command.current_dir(&self.folder).args(words).env_remove("HIGHWATER_CONFIG").stdin(Stdio::null());
         // What is said to a test is no setting of the daemon.
-        for ours in ["HIGHWATER_PROPERTY_SEED", "HIGHWATER_PROPERTY_SECONDS", "HIGHWATER_TORTURE_SECONDS"] {
-            command.env_remove(ours);
+        for ours in ["PROPERTY_SEED", "PROPERTY_SECONDS", "TORTURE_SECONDS", "SHOP_SECONDS"] {
+            command.env_remove(format!("HIGHWATER_{ours}"));
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command

@@ -43,12 +43,20 @@ async fn transfer(client: Client, seed: u64, stop: Arc<AtomicBool>) -> u64 {
     done
 }
 
-/// Looks at the mirror again and again, in one statement each time; how often
-/// it was seen whole, and how often not.
-async fn look(warehouse: Arc<Postgres>, stop: Arc<AtomicBool>) -> (u64, Vec<String>) {
-    let sql = "SELECT (SELECT sum(balance) FROM debtors)::int8, (SELECT count(*) FROM debtors),
-                      (SELECT sum(balance) FROM creditors)::int8, (SELECT count(*) FROM creditors)";
-    let (mut looks, mut wrong) = (0, Vec::new());
+/// What was seen of a mirror.
+#[derive(Default)]
+pub(super) struct Looks {
+    pub(super) looks: u64,
+    /// The states in which it was not whole.
+    pub(super) wrong: Vec<String>,
+    /// Looks that found another state than the one before.
+    pub(super) states: u64,
+}
+
+/// Looks at the mirror again and again, in one statement each time, which says
+/// whether it is whole, and in which state.
+pub(super) async fn look(warehouse: Arc<Postgres>, sql: String, stop: Arc<AtomicBool>) -> Looks {
+    let (mut seen, mut last) = (Looks::default(), None);
     let url = format!("host=127.0.0.1 port={} user=postgres dbname={}", warehouse.server.port, warehouse.database);
     while !stop.load(Ordering::Relaxed) {
         let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await else {
@@ -57,17 +65,22 @@ async fn look(warehouse: Arc<Postgres>, stop: Arc<AtomicBool>) -> (u64, Vec<Stri
         };
         tokio::spawn(connection);
         while !stop.load(Ordering::Relaxed) {
-            let Ok(row) = client.query_one(sql, &[]).await else { break };
-            let (debts, credits): (Option<i64>, Option<i64>) = (row.get(0), row.get(2));
-            let counts: (i64, i64) = (row.get(1), row.get(3));
-            if counts != (100, 100) || debts.zip(credits).map(|(d, c)| d + c) != Some(20_000) {
-                wrong.push(format!("{debts:?} {credits:?} {counts:?}"));
+            let Ok(row) = client.query_one(&sql, &[]).await else { break };
+            let (whole, state): (Option<bool>, String) = (row.get(0), row.get(1));
+            if whole != Some(true) {
+                seen.wrong.push(state.clone());
             }
-            looks += 1;
+            seen.looks += 1;
+            seen.states += u64::from(last.replace(state.clone()).is_some_and(|last| last != state));
         }
     }
-    (looks, wrong)
+    seen
 }
+
+/// The two tables of a transfer.
+const WHOLE: &str = "
+SELECT d.sum + c.sum = 20000 AND d.count = 100 AND c.count = 100, concat_ws(' ', d.sum, d.count, c.sum, c.count)
+  FROM (SELECT sum(balance), count(*) FROM debtors) d, (SELECT sum(balance), count(*) FROM creditors) c";
 
 /// Every instant of the sink that the daemon can be told to die at.
 const POINTS: [&str; 4] = ["half-merged", "pre-commit", "post-commit", "snapshot-chunk"];
@@ -109,7 +122,7 @@ async fn a_mirror_shows_only_what_the_source_was_whatever_dies() {
     }
     daemon.catch_up();
     let stop = Arc::new(AtomicBool::new(false));
-    let looking = tokio::spawn(look(warehouse.clone(), stop.clone()));
+    let looking = tokio::spawn(look(warehouse.clone(), WHOLE.into(), stop.clone()));
     let mut transfers = tokio::task::JoinSet::new();
     for seed in 1..3 {
         transfers.spawn(transfer(source.client().await, seed, stop.clone()));
@@ -152,7 +165,7 @@ async fn a_mirror_shows_only_what_the_source_was_whatever_dies() {
     while let Some(done) = transfers.join_next().await {
         moved += done.unwrap();
     }
-    let (looks, wrong) = looking.await.unwrap();
+    let Looks { looks, wrong, .. } = looking.await.unwrap();
     daemon.catch_up();
     let here = warehouse.client().await;
     let mut total = 0;

@@ -146,6 +146,12 @@ pub trait Sink: Send {
         std::future::ready(Ok(false))
     }
 
+    /// Whether readers are told up to when all is there: then a step without
+    /// events is worth its while from time to time.
+    fn tells_time(&self) -> bool {
+        false
+    }
+
     /// Whether a step should end now for what it has taken, besides its age.
     fn is_full(&self) -> bool {
         false

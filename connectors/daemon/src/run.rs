@@ -1,6 +1,7 @@
 //! The daemon: one match over connectors, and everything wired.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use config::{Config, Source};
 use connector::{Error, Result, Table, TableKind};
@@ -127,6 +128,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
                 age: sink.destination.cut_age(),
                 start: start(sink_name, &sink.start)?,
                 max_backlog: sink.max_backlog,
+                heartbeat: source_config.heartbeat.max(Duration::from_secs(1)),
                 status,
                 holds: live.holds.clone(),
             });

@@ -172,6 +172,13 @@ impl Sink for AnySink {
         }
     }
 
+    fn tells_time(&self) -> bool {
+        match self {
+            Self::ObjectStore(sink) => sink.tells_time(),
+            Self::Postgres(sink) => sink.tells_time(),
+        }
+    }
+
     fn is_full(&self) -> bool {
         match self {
             Self::ObjectStore(sink) => sink.is_full(),

@@ -81,7 +81,7 @@ impl Ledger {
     ) -> Result<()> {
         let range = step.range();
         let attempt = || format!("could not move the checkpoint of {stream}");
-        let time = (step.event_time.0 != i64::MIN).then_some(step.event_time.0);
+        let time = (step.event_time.0 > 0).then_some(step.event_time.0);
         let sql = "UPDATE _highwater.checkpoints
                       SET next_offset = $5, position = coalesce($6, position), committed_at = now(),
                           event_time = greatest(event_time, timestamptz 'epoch' + $7::bigint * interval '1 microsecond')

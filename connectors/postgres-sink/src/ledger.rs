@@ -162,7 +162,7 @@ impl Ledger {
             )));
         }
         // Nothing has a time before the first event: the watermark stays.
-        let time = (step.event_time.0 != i64::MIN).then_some(step.event_time.0);
+        let time = (step.event_time.0 > 0).then_some(step.event_time.0);
         let sql = "UPDATE _highwater.checkpoints
                       SET next_offset = $3, position = coalesce($4, position), committed_at = now(),
                           event_time = greatest(event_time, timestamptz 'epoch' + $5::bigint * interval '1 microsecond')

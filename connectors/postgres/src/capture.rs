@@ -91,7 +91,10 @@ pub(crate) struct Capture<S> {
     last: Lsn,
     /// Of that which was handed on.
     handed: Lsn,
+    /// Every commit up to then is written, or was before.
     time: Micros,
+    /// Of that which was handed on.
+    told: Micros,
     absent: Vec<u8>,
     before: Vec<u8>,
     keys: (Vec<u8>, Vec<u8>),
@@ -119,6 +122,7 @@ impl<S: Schemas> Capture<S> {
             last: resume,
             handed: resume,
             time: Micros(0),
+            told: Micros(0),
             absent: Vec::new(),
             before: Vec::new(),
             keys: Default::default(),
@@ -499,9 +503,19 @@ impl<S: Schemas> Capture<S> {
         !self.writer.is_empty() || !self.state.is_empty()
     }
 
-    /// Whether a position is known that the log was not given.
-    pub(crate) fn has_idle_position(&self) -> bool {
-        self.last > self.handed
+    /// Everything up to here is written, or was before.
+    pub(crate) fn upto(&self) -> Lsn {
+        self.last
+    }
+
+    /// Every commit up to a time is written, or was before.
+    pub(crate) fn pass(&mut self, time: Micros) {
+        self.time = self.time.max(time);
+    }
+
+    /// Whether a position or a time is known that the log was not given.
+    pub(crate) fn has_idle_news(&self) -> bool {
+        self.last > self.handed || self.time > self.told
     }
 
     /// What waits is large enough not to wait for the transaction that begins.
@@ -526,11 +540,11 @@ impl<S: Schemas> Capture<S> {
             transaction.torn = true;
         }
         let whole = !self.transaction.as_ref().is_some_and(|t| t.torn);
-        if whole && records == 0 && state.is_empty() && self.last == self.handed {
+        if whole && records == 0 && state.is_empty() && !self.has_idle_news() {
             return None;
         }
         if whole {
-            self.handed = self.last;
+            (self.handed, self.told) = (self.last, self.time);
         }
         let position = whole.then(|| self.last.position());
         let batch = LogBatch {

@@ -23,6 +23,7 @@ mod control;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod heartbeat;
 mod lineage;
 mod lsn;
 mod nested;

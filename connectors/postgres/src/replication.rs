@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
+use storage::Micros;
 
 use crate::connection::{Closer, Connection, unexpected};
 use crate::error::WireError;
@@ -119,6 +120,12 @@ impl Replication {
             Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
         };
         Ok(row[1].lines().filter_map(switch).collect())
+    }
+
+    /// The server's time.
+    pub(crate) fn clock(&mut self) -> Result<Micros> {
+        let row = self.row("SELECT (extract(epoch FROM now()) * 1000000)::int8", 1)?;
+        row[0].parse().map(Micros).map_err(|_| WireError::Protocol("a time that is no number".into()))
     }
 
     /// A slot that goes with this connection, and its snapshot, which lives

@@ -306,8 +306,9 @@ impl<S: Schemas> Source for PostgresSource<S> {
                 let attempt = format!("could not make slot {name:?}");
                 let made = tokio::task::spawn_blocking(move || {
                     let stream = Replication::connect(&target)?;
+                    let time = replication.clock()?;
                     let (point, snapshot) = replication.permanent_slot(&name, failover)?;
-                    Ok((stream, Prepared::new(point, snapshot, replication)))
+                    Ok((stream, Prepared::new(point, time, snapshot, replication)))
                 });
                 let made = made.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
                 connector::fault::point("slot-made");
@@ -401,7 +402,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
         };
         *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) =
             Now { shared: shared.clone(), progress, left_out };
-        let watching = tables::watch(self.target.clone(), self.config.clone(), standing, out_of_step);
+        let watching = tables::watch(self.target.clone(), self.config.clone(), standing, shared.clone(), out_of_step);
         let thread = std::thread::Builder::new()
             .name(format!("stream-{}", self.name))
             .spawn(move || stream.run())

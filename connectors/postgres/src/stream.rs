@@ -4,14 +4,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use connector::{Captured, Error, Fresh, Result, Schemas, StepEnd, fault};
-use storage::Micros;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 use crate::capture::{Capture, Flow};
 use crate::error::WireError;
+use crate::heartbeat::Covered;
 use crate::lsn::Lsn;
 use crate::points::{Points, Want};
 use crate::replication::{Event, Replication};
@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     wanted: Mutex<Vec<String>>,
     /// What sinks ask for themselves alone.
     fresh: Mutex<Vec<Fresh>>,
+    /// A time that the stream is to come to.
+    covered: Mutex<Option<Covered>>,
 }
 
 impl Shared {
@@ -86,6 +88,17 @@ impl Shared {
     pub(crate) fn all_read(&self) -> bool {
         let waiting = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.is_empty() && self.snapshot_done.load(Ordering::Acquire)
+    }
+
+    /// Tells of a time that is covered; one that the stream has not come to yet
+    /// comes first.
+    pub(crate) fn cover(&self, covered: Covered) {
+        self.covered.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(covered);
+    }
+
+    /// The time that a stream has come to which has everything up to `upto`.
+    fn come_to(&self, upto: Lsn) -> Option<Covered> {
+        self.covered.lock().unwrap_or_else(PoisonError::into_inner).take_if(|covered| covered.upto <= upto)
     }
 
     pub(crate) fn durable(&self) -> Lsn {
@@ -279,6 +292,9 @@ impl<S: Schemas> Stream<S> {
             }
             let drained = !self.replication.replication.is_ready();
             if drained && self.capture.is_between() {
+                if let Some(covered) = self.shared.come_to(self.capture.upto()) {
+                    self.capture.pass(covered.time);
+                }
                 for stream in self.shared.take_wanted() {
                     tracing::info!(stream, "is read again, as asked");
                     self.capture.read_again(&stream);
@@ -301,7 +317,7 @@ impl<S: Schemas> Stream<S> {
                     let more = self.replication.replication.is_lagging() && !self.capture.stands_alone();
                     !more || gathering.get_or_insert_with(Instant::now).elapsed() >= GATHER
                 } else {
-                    self.capture.has_idle_position() && due
+                    self.capture.has_idle_news() && due
                 };
                 if ready {
                     gathering = None;
@@ -338,7 +354,8 @@ impl<S: Schemas> Stream<S> {
 
     /// What was asked of the point that the stream has come to.
     fn points_at(&mut self, prepared: &Prepared) -> Result<()> {
-        let now = now();
+        let time = prepared.time;
+        self.capture.pass(time);
         let mut ordinal = 0;
         for (id, want) in self.points.due(prepared.point) {
             let (out, feedback) = (&self.out, &mut self.replication);
@@ -346,7 +363,7 @@ impl<S: Schemas> Stream<S> {
                 Want::StepEnd(sink) => {
                     let position = prepared.point.to_bytes().to_vec();
                     let end = StepEnd { step_end: id.clone(), sinks: vec![sink], position };
-                    send(out, step_end_batch(&end, now), feedback)?;
+                    send(out, step_end_batch(&end, time), feedback)?;
                     let reading =
                         |t: &crate::snapshot::TableProgress| t.generation.as_ref().is_some_and(|g| !g.finished);
                     let streams = self.capture.progress.all().into_iter().filter(|(_, table)| reading(table));
@@ -355,7 +372,7 @@ impl<S: Schemas> Stream<S> {
                 // A round follows, which counts the point's events for itself.
                 Want::Mend(_) if !self.shared.snapshot_done.load(Ordering::Relaxed) => self.points.again(&id),
                 Want::Mend(keys) => {
-                    let mend = Mend { compiler: &self.capture.compiler, target: &self.target, prepared, now };
+                    let mend = Mend { compiler: &self.capture.compiler, target: &self.target, prepared };
                     let mut lost = false;
                     let mended = mend.run(&keys, &mut ordinal, |captured| {
                         send(out, captured, feedback).inspect_err(|_| lost = true)
@@ -373,6 +390,7 @@ impl<S: Schemas> Stream<S> {
 
     fn round(&mut self, prepared: Prepared) -> Result<()> {
         self.shared.reading.store(true, Ordering::Relaxed);
+        self.capture.pass(prepared.time);
         let tables: Vec<_> = self
             .capture
             .compiler
@@ -387,7 +405,6 @@ impl<S: Schemas> Stream<S> {
             target: &self.target,
             stop: &self.shared.stop,
             prepared,
-            now: now(),
         };
         let out = &self.out;
         let feedback = std::cell::RefCell::new(&mut self.replication);
@@ -402,11 +419,6 @@ impl<S: Schemas> Stream<S> {
         }
         Ok(())
     }
-}
-
-/// The time of events that have no commit's.
-fn now() -> Micros {
-    Micros(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64))
 }
 
 /// Hands on; while there is no room the server goes on hearing from us.

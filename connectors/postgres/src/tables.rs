@@ -15,8 +15,10 @@ use tokio_postgres::Client;
 use crate::catalog::{self, CatalogTable};
 use crate::control;
 use crate::error::control_failed;
+use crate::heartbeat::Heartbeat;
 use crate::plan::quote;
 use crate::publication;
+use crate::stream::Shared;
 use crate::target::Target;
 
 /// A table that matches and is not captured.
@@ -218,14 +220,27 @@ async fn standing(client: &Client, config: &Postgres) -> Result<Standing> {
 }
 
 /// Looks again and again; when something that matters has changed, hands on an
-/// error that has the source opened anew, and ends.
-pub(crate) async fn watch(target: Target, config: Arc<Postgres>, before: Standing, out: Sender<Result<Captured>>) {
+/// error that has the source opened anew, and ends. Tells the stream how far
+/// time has come, too.
+pub(crate) async fn watch(
+    target: Target,
+    config: Arc<Postgres>,
+    before: Standing,
+    shared: Arc<Shared>,
+    out: Sender<Result<Captured>>,
+) {
     let every = config.heartbeat.max(Duration::from_secs(1));
-    let mut client: Option<Client> = None;
+    let (mut client, mut heartbeat): (Option<Client>, _) = (None, Heartbeat::default());
     loop {
         if client.as_ref().is_none_or(Client::is_closed) {
             // A server that is away is the stream's to tell of.
             client = control::connect(&target).await.ok();
+        }
+        if let Some(client) = &client {
+            match heartbeat.beat(client).await {
+                Ok(covered) => covered.into_iter().for_each(|covered| shared.cover(covered)),
+                Err(error) => tracing::warn!(error = error.chain(), "the watermark stands still"),
+            }
         }
         let now = match &client {
             Some(client) => standing(client, &config).await.inspect_err(|error| {

@@ -30,6 +30,11 @@ pub(crate) const LAST_STEP: Duration = Duration::from_secs(3);
 /// quiet tables would hold back retention for ever.
 const PASSED_BY: usize = 1 << 30;
 
+/// While the log holds more, a step gathers as long as the one before took to
+/// commit, up to this: else a slow destination, or a slow machine, would have
+/// only what is read in `age` with each commit, and fall behind for good.
+const LONGEST: Duration = Duration::from_secs(5);
+
 /// How long the others wait for events while a parked table catches up.
 const TURN: Duration = Duration::from_millis(5);
 
@@ -50,6 +55,8 @@ pub struct Delivery<K> {
     pub start: Start,
     /// Further behind it is detached, in bytes; 0: never.
     pub max_backlog: u64,
+    /// While nothing comes for it, a sink that tells time does so at most so often.
+    pub heartbeat: Duration,
     /// Told to whoever asks.
     pub status: SinkStatus,
     /// Where it stands still to be looked at.
@@ -96,6 +103,8 @@ impl<K: Sink> Delivery<K> {
         }
         let mut frames = pin!(log.read(checkpoint.next));
         let mut step = Gathered::new(checkpoint);
+        let mut told = (Micros(0), Instant::now());
+        let mut pace = Duration::ZERO;
         loop {
             if let Some(stream) = lanes.resuming() {
                 let joined = tokio::select! {
@@ -110,11 +119,14 @@ impl<K: Sink> Delivery<K> {
                 }
             }
             step.patience = lanes.resuming().map(|_| Instant::now() + TURN);
+            step.told = self.sink.tells_time().then_some(told);
+            step.pace = pace;
             let cut = self.gather(&mut frames, &mut shapes, &mut step, &mut goal, cancel).await?;
             if cut == Cut::Turn {
                 continue;
             }
             if step.events > 0 || cut == Cut::Due {
+                let began = Instant::now();
                 let committing = self.commit(&step);
                 checkpoint = if cut == Cut::Stop && cancel.is_cancelled() {
                     // What is not there in time is there after the next start.
@@ -129,6 +141,8 @@ impl<K: Sink> Delivery<K> {
                     }
                 };
                 let (events, time) = (step.events, step.event_time);
+                told = (told.0.max(time), Instant::now());
+                pace = began.elapsed().min(LONGEST);
                 self.status.update(|state| {
                     state.events += events;
                     state.steps += 1;
@@ -146,11 +160,16 @@ impl<K: Sink> Delivery<K> {
     }
 
     pub(crate) fn arrived(&self, notes: &Notes, checkpoint: Checkpoint, event_time: Option<Micros>) {
+        let mut moved = true;
         self.status.update(|state| {
+            moved = event_time.is_none() || state.checkpoint != Some(checkpoint.next.0);
             state.checkpoint = Some(checkpoint.next.0);
             state.event_time = event_time.map(|t| t.0).or(state.event_time);
         });
-        notes.put_all(vec![orders::checkpoint_note(&self.name, checkpoint.next)]);
+        // The log knows already where a sink stands that has only told the time.
+        if moved {
+            notes.put_all(vec![orders::checkpoint_note(&self.name, checkpoint.next)]);
+        }
     }
 
     /// Of tables that were read for this sink alone, these are whole now.
@@ -214,6 +233,8 @@ impl<K: Sink> Delivery<K> {
     ) -> Result<Cut> {
         loop {
             let between = step.between;
+            let more = step.end < shapes.log.high_water();
+            let age = if more { self.age.max(step.pace) } else { self.age };
             if between {
                 let all_there = goal.borrow().is_some_and(|goal| step.end >= goal) && step.patience.is_none();
                 if cancel.is_cancelled() || all_there {
@@ -222,13 +243,15 @@ impl<K: Sink> Delivery<K> {
                 if step.events == 0 && step.patience.is_some_and(|until| Instant::now() >= until) {
                     return Ok(Cut::Turn);
                 }
-                let old = step.first_staged.is_some_and(|first| first.elapsed() >= self.age);
+                let old = step.first_staged.is_some_and(|first| first.elapsed() >= age);
+                let quiet = step.quiet(self.heartbeat).is_some_and(|due| Instant::now() >= due);
                 let full = (step.events > 0 && self.sink.is_full()) || step.bytes >= PASSED_BY;
-                if old || full || step.seen_by.is_some() {
+                if old || full || quiet || step.seen_by.is_some() {
                     return Ok(Cut::Due);
                 }
             }
-            let due = step.first_staged.map(|first| first + self.age).or(step.patience);
+            let due = step.first_staged.map(|first| first + age).or(step.patience);
+            let due = due.into_iter().chain(step.quiet(self.heartbeat)).min();
             // A goal is set once, and whoever set it has gone then.
             let unset = goal.borrow().is_none();
             tokio::select! {
@@ -324,6 +347,10 @@ pub(crate) struct Gathered {
     /// Until when nothing is waited for longer.
     patience: Option<Instant>,
     first_staged: Option<Instant>,
+    /// So long the step before took to commit.
+    pace: Duration,
+    /// The time that the last step told readers, and when; None: this sink tells none.
+    told: Option<(Micros, Instant)>,
     position: Option<Position>,
     event_time: Micros,
     /// It ends here, to be looked at by whoever knows this id.
@@ -341,10 +368,18 @@ impl Gathered {
             ended: Vec::new(),
             patience: None,
             first_staged: None,
+            pace: Duration::ZERO,
+            told: None,
             position: None,
             event_time: Micros(i64::MIN),
             seen_by: None,
         }
+    }
+
+    /// When it is to be committed although nothing came: only for its time.
+    fn quiet(&self, heartbeat: Duration) -> Option<Instant> {
+        let (time, at) = self.told?;
+        (self.events == 0 && self.event_time > time).then_some(at + heartbeat)
     }
 
     fn step(&self) -> Step {

@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 
 use connector::{BatchWriter, Captured, Error, Op, Result, RowExtras, Schemas};
-use storage::Micros;
 
 use crate::connection::Connection;
 use crate::error::WireError;
@@ -28,7 +27,6 @@ pub(crate) struct Mend<'a, S> {
     pub(crate) compiler: &'a Compiler<S>,
     pub(crate) target: &'a Target,
     pub(crate) prepared: &'a Prepared,
-    pub(crate) now: Micros,
 }
 
 impl<S: Schemas> Mend<'_, S> {
@@ -61,7 +59,7 @@ impl<S: Schemas> Mend<'_, S> {
             let mut change = compiled.change.clone();
             for keys in keys.chunks(KEYS) {
                 let mut writer = BatchWriter::new();
-                writer.begin(&self.prepared.point.to_bytes(), self.now, "", *ordinal);
+                writer.begin(&self.prepared.point.to_bytes(), self.prepared.time, "", *ordinal);
                 let mut rows = 0;
                 let gone = connection.query(&gone_sql(plan, &table.quoted(), keys)).map_err(failed)?;
                 let mut absent = Vec::new();
@@ -88,7 +86,7 @@ impl<S: Schemas> Mend<'_, S> {
                 }
                 *ordinal += rows;
                 if let Some((payload, records)) = writer.take() {
-                    hand(whole_batch(payload, records, change.take().into_iter().collect(), self.now))?;
+                    hand(whole_batch(payload, records, change.take().into_iter().collect(), self.prepared.time))?;
                 }
             }
         }

@@ -31,14 +31,16 @@ const OWED: usize = 1_000;
 #[derive(Clone)]
 pub(crate) struct Prepared {
     pub(crate) point: Lsn,
+    /// The server's, before it looked for the point: every commit up to then is in the snapshot.
+    pub(crate) time: Micros,
     pub(crate) snapshot: String,
     _slot: Arc<Replication>,
 }
 
 impl Prepared {
     /// Of a slot that was just made on this connection.
-    pub(crate) fn new(point: Lsn, snapshot: String, slot: Replication) -> Self {
-        Self { point, snapshot, _slot: Arc::new(slot) }
+    pub(crate) fn new(point: Lsn, time: Micros, snapshot: String, slot: Replication) -> Self {
+        Self { point, time, snapshot, _slot: Arc::new(slot) }
     }
 }
 
@@ -57,8 +59,9 @@ pub(crate) fn prepare(target: &Target, slot: &str) -> mpsc::Receiver<Result<Prep
     let _ = std::thread::Builder::new().name("snapshot-slot".into()).spawn(move || {
         let attempt = || {
             let mut replication = Replication::connect(&target)?;
+            let time = replication.clock()?;
             let (point, snapshot) = replication.temporary_slot(&name)?;
-            Ok(Prepared::new(point, snapshot, replication))
+            Ok(Prepared::new(point, time, snapshot, replication))
         };
         let made = attempt()
             .map_err(|error: crate::error::WireError| error.during("could not make a temporary slot for the snapshot"));
@@ -83,7 +86,6 @@ pub(crate) struct Round<'a, S> {
     pub(crate) target: &'a Target,
     pub(crate) stop: &'a AtomicBool,
     pub(crate) prepared: Prepared,
-    pub(crate) now: Micros,
 }
 
 impl<S: Schemas> Round<'_, S> {
@@ -136,7 +138,7 @@ impl<S: Schemas> Round<'_, S> {
                     changes.extend(compiled.change.clone());
                     let mark = self.mark(Mark::BEGIN, &compiled, &generation, ordinal);
                     ordinal += 1;
-                    hand(mark_batch(&mark, changes, self.now))?;
+                    hand(mark_batch(&mark, changes, self.prepared.time))?;
                     generation
                 }
             };
@@ -175,7 +177,7 @@ impl<S: Schemas> Round<'_, S> {
             target: self.target.clone(),
             snapshot: self.prepared.snapshot.clone(),
             position: point.to_bytes(),
-            time: self.now,
+            time: self.prepared.time,
             chunks: Mutex::new(chunks),
             lane: Mutex::new(()),
             stop: AtomicBool::new(false),
@@ -218,7 +220,7 @@ impl<S: Schemas> Round<'_, S> {
                                     .map_err(|error| Error::halt("a batch of the snapshot is broken").because(error))?;
                                 ordinal += u64::from(records);
                                 inside = true;
-                                hand(Captured { unfit, ..rows_batch(payload.into(), records, self.now) })?;
+                                hand(Captured { unfit, ..rows_batch(payload.into(), records, self.prepared.time) })?;
                             }
                         }
                         Piece::Done { chunk, rows } => {
@@ -231,7 +233,7 @@ impl<S: Schemas> Round<'_, S> {
                             } else {
                                 changes.push(self.progress.done(&stream, chunk.leaf, chunk.number, rows));
                             }
-                            hand(end_of_chunk(changes, self.now))?;
+                            hand(end_of_chunk(changes, self.prepared.time))?;
                             fault::point("snapshot-chunk");
                             job.generation.rows += rows;
                             job.left -= 1;
@@ -267,7 +269,7 @@ impl<S: Schemas> Round<'_, S> {
             again |= job.left > 0 || job.changed;
             if job.changed {
                 // For whom it was it is again.
-                hand(end_of_chunk(self.progress.anew(&job.compiled.stream), self.now))?;
+                hand(end_of_chunk(self.progress.anew(&job.compiled.stream), self.prepared.time))?;
             }
         }
         Ok(again)
@@ -281,7 +283,7 @@ impl<S: Schemas> Round<'_, S> {
         let mark = self.mark(Mark::END, &job.compiled, &job.generation, *ordinal);
         *ordinal += 1;
         tracing::info!(table = job.table.qualified(), rows, "read");
-        hand(mark_batch(&mark, changes, self.now))
+        hand(mark_batch(&mark, changes, self.prepared.time))
     }
 
     fn mark(&self, op: &str, compiled: &Compiled, generation: &Generation, ordinal: u64) -> Mark {
@@ -296,7 +298,7 @@ impl<S: Schemas> Round<'_, S> {
             sinks: generation.sinks.clone(),
             position: self.prepared.point.to_bytes().to_vec(),
             ordinal,
-            commit_time: self.now.0,
+            commit_time: self.prepared.time.0,
         }
     }
 }
