@@ -5,6 +5,7 @@
 mod accidents;
 mod announced;
 mod bad_input;
+mod check;
 mod commands;
 mod conformance;
 mod delivery;
