@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod accidents;
+mod added;
 mod announced;
 mod bad_input;
 mod check;
