@@ -1,6 +1,8 @@
 //! What happens to a source behind our back: it is gone on with exactly, or
 //! said, with the command that mends it.
 
+mod table;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +21,10 @@ struct Case {
 
 impl Case {
     async fn new(name: &str, sql: &str) -> Self {
-        let postgres = Postgres::new(17).await;
+        Self::on(Postgres::new(17).await, name, sql).await
+    }
+
+    async fn on(postgres: Postgres, name: &str, sql: &str) -> Self {
         let client = postgres.client().await;
         let grant = format!(
             "GRANT CREATE ON DATABASE {} TO highwater; GRANT ALL ON SCHEMA public TO highwater",
@@ -55,11 +60,18 @@ impl Case {
 
     async fn halts(&mut self, words: &[&str]) {
         self.daemon.start(&["run"], None);
+        self.has_halted(words);
+    }
+
+    /// It runs, and ends by itself; why, in its own words.
+    fn has_halted(&mut self, words: &[&str]) -> String {
         let ended = self.daemon.wait(Duration::from_secs(20));
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         for word in words {
             assert!(ended.stderr.contains(word), "{word:?} is not in:\n{}", ended.stderr);
         }
+        let why = |line: &&str| !line.starts_with("what to do") && !line.is_empty();
+        ended.stderr.lines().rfind(why).unwrap_or_default().to_owned()
     }
 
     /// Waits until so many events of a table are there.

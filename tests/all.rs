@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod accidents;
+mod added;
 mod announced;
 mod bad_input;
+mod check;
 mod commands;
 mod conformance;
 mod delivery;

@@ -1,5 +1,7 @@
 //! Every type's extremes: the snapshot's rows, the stream's, and the source's own text.
 
+use std::collections::BTreeSet;
+
 use highwater_tests::{Daemon, Postgres, folder};
 use serde_json::Value;
 
@@ -132,6 +134,61 @@ pub(crate) const EXTENSIONS: &[(&str, &str, &str, Option<&str>)] = &[
     ("seg", "seg", "'1.5 .. 2'", None),
 ];
 
+/// Types within types, and those that few tables have.
+const FURTHER: &[(&str, &str, Option<&str>)] = &[
+    ("int8range", "'(,10)'", None),
+    ("tsrange", "'[2024-01-01,2024-01-02)'", None),
+    ("floatrange", "'[1.5,2.5)'", None),
+    ("nummultirange", "'{[1.5,2.5),(3,)}'", None),
+    ("tstzmultirange", "'{[2024-01-01 00:00+00,2024-02-01 00:00+00)}'", None),
+    ("int4multirange[]", "ARRAY['{[1,3)}'::int4multirange, '{}']", Some(r#"["{[1,3)}","{}"]"#)),
+    ("pg_snapshot", "'10:20:10,14,15'", None),
+    ("oidvector", "'1 2 3'", None),
+    ("inet[]", "ARRAY['10.0.0.1/8'::inet]", Some(r#"["10.0.0.1/8"]"#)),
+    ("text[][]", "ARRAY[ARRAY['a', NULL], ARRAY['', 'd']]", Some(r#"[["a",null],["","d"]]"#)),
+    ("deep[]", "ARRAY[1.5, NULL]::deep[]", Some(r#"["1.50",null]"#)),
+    ("couple", "ROW(1, 'x')::pair", Some(r#"{"a":1,"b":"x"}"#)),
+    (
+        "nested[]",
+        "ARRAY[ROW(1, ROW(2, 'x'), ARRAY[3])::nested, NULL]",
+        Some(r#"[{"n":1,"p":{"a":2,"b":"x"},"l":[3]},null]"#),
+    ),
+];
+
+/// The same of extensions.
+const FURTHER_EXTENSIONS: &[(&str, &str, &str, Option<&str>)] = &[
+    ("hstore", "hstore[]", "ARRAY['a=>1'::hstore, NULL]", Some(r#"[{"a":"1"},null]"#)),
+    ("citext", "citext[]", "ARRAY['MiXed'::citext]", Some(r#"["MiXed"]"#)),
+    ("ltree", "ltree[]", "ARRAY['a.b'::ltree]", Some(r#"["a.b"]"#)),
+    ("ltree", "lquery", "'Top.*'", None),
+    ("postgis", "geometry(PointZ,4326)", "'SRID=4326;POINT Z(1 2 3)'::geometry", None),
+    ("postgis", "geometry", "'POLYGON((0 0,0 1,1 1,0 0))'::geometry", None),
+    (
+        "postgis",
+        "geometry[]",
+        "ARRAY['POINT(1 2)'::geometry]",
+        Some(r#"["0101000000000000000000F03F0000000000000040"]"#),
+    ),
+    ("postgis", "geography", "'POINT(1 2)'::geography", None),
+    ("vector", "vector", "'[1,2.5,-3]'", Some("[1.0,2.5,-3.0]")),
+    ("vector", "halfvec", "'[0.5,2]'", Some("[0.5,2.0]")),
+    ("vector", "sparsevec", "'{1:1,3:2}/5'", None),
+];
+
+/// Where pgvector is not installed, types of its names that are read and
+/// printed as it prints its own: it is the name that they are known by.
+async fn named_as_pgvectors(client: &tokio_postgres::Client) {
+    for ty in ["vector", "halfvec", "sparsevec"] {
+        let sql = format!(
+            "CREATE TYPE {ty};
+             CREATE FUNCTION {ty}_in(cstring) RETURNS {ty} AS 'textin' LANGUAGE internal IMMUTABLE STRICT;
+             CREATE FUNCTION {ty}_out({ty}) RETURNS cstring AS 'textout' LANGUAGE internal IMMUTABLE STRICT;
+             CREATE TYPE {ty} (INPUT = {ty}_in, OUTPUT = {ty}_out, LIKE = text)"
+        );
+        client.batch_execute(&sql).await.unwrap();
+    }
+}
+
 /// Types of the database's own.
 pub(crate) const TYPES: &str =
     "CREATE TYPE mood AS ENUM ('so ''so''\"', 'other'); CREATE DOMAIN positive AS int CHECK (VALUE > 0);
@@ -142,14 +199,29 @@ async fn values(version: u32) {
     let postgres = Postgres::new(version).await;
     let client = postgres.client().await;
     client.batch_execute(TYPES).await.unwrap();
-    // A server that came before negative scales and infinities has fewer.
-    let mut values: Vec<_> = VALUES.iter().filter(|(ty, _, _)| version >= 15 || !ty.contains("-2")).copied().collect();
-    for &(extension, ty, literal, expected) in EXTENSIONS {
-        if client.batch_execute(&format!("CREATE EXTENSION IF NOT EXISTS {extension}")).await.is_ok() {
+    let further = "CREATE DOMAIN couple AS pair; CREATE TYPE floatrange AS RANGE (subtype = float8)";
+    client.batch_execute(further).await.unwrap();
+    // A server that came before scales out of bounds has fewer.
+    let newer = |ty: &str| matches!(ty, "numeric(3,-2)" | "numeric(2,5)");
+    let all = VALUES.iter().chain(FURTHER);
+    let mut values: Vec<_> = all.filter(|(ty, _, _)| version >= 15 || !newer(ty)).copied().collect();
+    let mut lacking = BTreeSet::new();
+    for &(extension, ty, literal, expected) in EXTENSIONS.iter().chain(FURTHER_EXTENSIONS) {
+        let there = client.batch_execute(&format!("CREATE EXTENSION IF NOT EXISTS {extension}")).await.is_ok();
+        if !there && lacking.insert(extension) && extension == "vector" {
+            named_as_pgvectors(&client).await;
+        }
+        if there || extension == "vector" {
             values.push((ty, literal, expected));
         }
     }
-    println!("{} values of {version}", values.len());
+    let types: BTreeSet<&str> = values.iter().map(|(ty, _, _)| *ty).collect();
+    println!(
+        "PostgreSQL {version}: {} values of {} types; extensions that are not installed here: {}",
+        values.len(),
+        types.len(),
+        Vec::from_iter(lacking).join(", ")
+    );
     let columns: Vec<String> = values.iter().enumerate().map(|(i, (ty, _, _))| format!("c{i} {ty}")).collect();
     let row: Vec<String> = values.iter().map(|(ty, literal, _)| format!("({literal})::{ty}")).collect();
     let (columns, row) = (columns.join(", "), row.join(", "));
@@ -205,6 +277,21 @@ async fn values(version: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_snapshot_the_stream_and_the_source_agree_on_every_value_of_15() {
     values(15).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_snapshot_the_stream_and_the_source_agree_on_every_value_of_14() {
+    values(14).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_snapshot_the_stream_and_the_source_agree_on_every_value_of_16() {
+    values(16).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_snapshot_the_stream_and_the_source_agree_on_every_value_of_17() {
+    values(17).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

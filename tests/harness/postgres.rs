@@ -217,6 +217,14 @@ impl Postgres {
         format!("postgres://highwater@127.0.0.1:{}/{}", self.server.port, self.database)
     }
 
+    /// What a person runs a script with, as superuser.
+    pub fn psql(&self, script: &Path) {
+        let beside = self.server.programs.join("psql");
+        let psql = if beside.exists() { beside } else { PathBuf::from("psql") };
+        let url = format!("postgres://postgres@127.0.0.1:{}/{}", self.server.port, self.database);
+        must(Command::new(psql).args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f"]).arg(script));
+    }
+
     /// Makes the publication for tables, as their owner would.
     pub async fn publish(&self, name: &str, tables: &str) {
         let sql = format!("CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish_via_partition_root = true)");

@@ -1,6 +1,6 @@
 //! Looks at everything, changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
@@ -16,7 +16,7 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     let mut captured = BTreeMap::new();
     for (name, source) in &config.sources {
         let Source::Postgres(source) = source;
-        let findings = connector_postgres::check(source, status::durable(&config, name)).await;
+        let findings = connector_postgres::check(source, &status::standing(&config, name)).await;
         all.extend(findings.into_iter().map(|finding| (format!("source {name}"), finding)));
         all.extend(contracts(&config, source).await.into_iter().map(|finding| (format!("source {name}"), finding)));
         let held = held::from_files(&config, name).unwrap_or_default();
@@ -35,12 +35,12 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     let findings = registry::check(&config, running).await;
     all.extend(findings.into_iter().map(|finding| ("registry".into(), finding)));
     let failing = all.iter().any(|(_, finding)| finding.severity == Severity::Error);
+    if only_sql {
+        sql(&all);
+        return if failing { Exit::Unequal } else { Exit::Done };
+    }
     for (of, finding) in &all {
-        if only_sql {
-            if let Some(sql) = &finding.sql {
-                out::line(sql);
-            }
-        } else if as_json {
+        if as_json {
             out::line(json!({"of": of, "finding": finding}));
         } else {
             let sign = match finding.severity {
@@ -49,8 +49,11 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
                 Severity::Error => "ERROR  ",
             };
             out::line(format_args!("{sign} {of}: {}", finding.what));
-            if let Some(sql) = &finding.sql {
-                out::line(format_args!("        SQL: {sql}"));
+            if let Some(why) = &finding.why {
+                out::line(format_args!("        why: {why}"));
+            }
+            for line in finding.sql.iter().flat_map(|sql| sql.lines()) {
+                out::line(format_args!("        SQL: {line}"));
             }
             if let Some(remedy) = &finding.remedy {
                 out::line(format_args!("        what to do: {remedy}"));
@@ -58,6 +61,21 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
         }
     }
     if failing { Exit::Unequal } else { Exit::Done }
+}
+
+/// Every statement once, in order: some must not be run twice. One over several
+/// lines stays as it is.
+fn sql(all: &[(String, Finding)]) {
+    let mut said = BTreeSet::new();
+    for sql in all.iter().filter_map(|(_, finding)| finding.sql.as_deref()) {
+        if sql.contains("$highwater$") {
+            out::line(sql);
+            continue;
+        }
+        for line in sql.lines().filter(|line| said.insert(*line) || line.starts_with("SELECT pg_reload_conf")) {
+            out::line(line);
+        }
+    }
 }
 
 /// Rules that do not fit their tables.
@@ -70,11 +88,9 @@ async fn contracts(config: &Config, source: &config::Postgres) -> Vec<Finding> {
     let tables = connector_postgres::shapes(source).await.unwrap_or_default();
     let unfitting = tables.iter().flat_map(|table| contracts.unfitting(table));
     unfitting
-        .map(|rule| Finding {
-            severity: Severity::Error,
-            what: format!("{}: {}", rule.place, rule.what),
-            sql: None,
-            remedy: Some("change the contract in the configuration".into()),
+        .map(|rule| {
+            let what = format!("{}: {}", rule.place, rule.what);
+            Finding::error(what).remedy("change the contract in the configuration")
         })
         .collect()
 }
@@ -94,7 +110,7 @@ fn finding(held: &serde_json::Value) -> Finding {
         held["events"],
         if why.is_empty() { "its shape was another for a while".into() } else { why.join("; ") }
     );
-    Finding { severity: Severity::Error, what, sql: None, remedy: Some(text("remedy")) }
+    Finding::error(what).remedy(text("remedy"))
 }
 
 /// Whether `run` could write there; a file that no one sees is the proof.
@@ -103,14 +119,10 @@ fn data_folder(folder: &Path) -> Finding {
     let probe = nearest.join(format!(".highwater-check-{}", std::process::id()));
     let written = std::fs::File::create(&probe).and_then(|mut file| file.write_all(b"check"));
     let _ = std::fs::remove_file(&probe);
-    let (severity, what, remedy) = match written {
-        Ok(()) if nearest == folder => (Severity::Ok, format!("{} can be written", folder.display()), None),
-        Ok(()) => (Severity::Ok, format!("{} is not there yet; `run` makes it", folder.display()), None),
-        Err(error) => (
-            Severity::Error,
-            format!("{} cannot be written: {error}", nearest.display()),
-            Some("check `data_dir`, that this user may write there, and that the disk is not full".to_owned()),
-        ),
-    };
-    Finding { severity, what, sql: None, remedy }
+    match written {
+        Ok(()) if nearest == folder => Finding::ok(format!("{} can be written", folder.display())),
+        Ok(()) => Finding::ok(format!("{} is not there yet; `run` makes it", folder.display())),
+        Err(error) => Finding::error(format!("{} cannot be written: {error}", nearest.display()))
+            .remedy("check `data_dir`, that this user may write there, and that the disk is not full"),
+    }
 }

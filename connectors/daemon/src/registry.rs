@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use config::{Config, ExternalRegistry, RegistryRole, ServedRegistry};
 use connector::{Error, Result};
-use connector_postgres::{Finding, Severity};
+use connector_postgres::Finding;
 use schema_registry::{
     Client, Counts, Elsewhere, Limits, Registrar, Role, Serve, Server, Store, TlsFiles, Token, User,
 };
@@ -147,13 +147,8 @@ impl Watched {
 
 /// Whether `run` could use it; `running`: a daemon has this folder.
 pub(crate) async fn check(config: &Config, running: bool) -> Vec<Finding> {
-    let ok = |what: String| Finding { severity: Severity::Ok, what, sql: None, remedy: None };
-    let bad = |what: String, remedy: &str| Finding {
-        severity: Severity::Error,
-        what,
-        sql: None,
-        remedy: Some(remedy.to_owned()),
-    };
+    let ok = |what: String| Finding::ok(what);
+    let bad = |what: String, remedy: &str| Finding::error(what).remedy(remedy);
     if let Some(config::Registry::External(external)) = &config.registry {
         let client = match client(elsewhere(external)) {
             Ok(client) => Arc::new(client),

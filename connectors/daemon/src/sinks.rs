@@ -29,16 +29,15 @@ pub(crate) fn open(name: &str, source: &str, config: &Config, staging: PathBuf) 
 pub(crate) async fn check(config: &Config, tables: &[(String, String)]) -> Vec<Finding> {
     match &config.destination {
         Destination::ObjectStore(store) => vec![match ObjectStoreSink::check(store).await {
-            Ok(what) => Finding { severity: Severity::Ok, what, sql: None, remedy: None },
-            Err(error) => {
-                let remedy = error.remedy().map(str::to_owned);
-                Finding { severity: Severity::Error, what: error.chain(), sql: None, remedy }
-            }
+            Ok(what) => Finding::ok(what),
+            Err(error) => Finding::failed(&error),
         }],
         Destination::Postgres(warehouse) => {
             let found = connector_postgres_sink::check(warehouse, tables).await.into_iter();
             let severity = |fails| if fails { Severity::Error } else { Severity::Ok };
-            found.map(|f| Finding { severity: severity(f.fails), what: f.what, sql: f.sql, remedy: f.remedy }).collect()
+            found
+                .map(|f| Finding { severity: severity(f.fails), what: f.what, why: None, sql: f.sql, remedy: f.remedy })
+                .collect()
         }
     }
 }

@@ -312,7 +312,9 @@ fn problem(problem: &Value) {
 }
 
 /// Where a source's log stands, for `check`.
-pub(crate) fn durable(config: &Config, source: &str) -> Option<Lsn> {
-    let standing = LogFiles::open(layout::log(config, source)).ok()?.standing().ok()??;
-    Lsn::from_bytes(standing.position?.as_bytes())
+pub(crate) fn standing(config: &Config, source: &str) -> connector_postgres::Standing {
+    let found = LogFiles::open(layout::log(config, source)).and_then(|log| log.standing()).ok().flatten();
+    let Some(found) = found else { return connector_postgres::Standing::default() };
+    let durable = found.position.and_then(|position| Lsn::from_bytes(position.as_bytes()));
+    connector_postgres::Standing { durable, state: found.state }
 }

@@ -28,8 +28,11 @@ pub(crate) struct CatalogTable {
     pub(crate) readable: bool,
     pub(crate) file_node: u32,
     /// Of its place in our publication: one that was taken out and put back has
-    /// another, and its changes in between are lost. 0: published by a wider rule.
+    /// another, and its changes in between are lost. By a wider rule: the publication's own.
     pub(crate) published: u32,
+    /// The transaction that gave the publication its options: what it did not
+    /// publish before is lost. 0: not known.
+    pub(crate) publication: u32,
     /// Primary key's column numbers, in its order.
     pub(crate) primary: Vec<i16>,
     /// The replica identity index's, in its order.
@@ -121,6 +124,7 @@ pub(crate) async fn tables(
             row_security: row.get(7),
             file_node: row.get(8),
             published: 0,
+            publication: 0,
             readable: row.get(9),
             primary: numbers(row, 10),
             identity_index: numbers(row, 11),

@@ -47,6 +47,10 @@ pub(crate) const SETTINGS: &[(&str, &str)] = &[
     ("idle_in_transaction_session_timeout", "0"),
     ("application_name", "highwater"),
 ];
+/// The same of settings that came with 14 and 17: a server that does not know
+/// one would turn away a login with it.
+pub(crate) const LATER_SETTINGS: &str = "SELECT set_config(name, '0', false) FROM pg_settings
+ WHERE name IN ('idle_session_timeout', 'transaction_timeout') AND setting <> '0'";
 
 enum Line {
     Tcp(TcpStream),
@@ -156,6 +160,7 @@ impl Connection {
         let mut connection =
             Self { line, buffer: vec![0; BUFFER], start: 0, end: 0, parameters: HashMap::new(), last_read: 0, closer };
         connection.login(target, replication, end_point)?;
+        connection.query(LATER_SETTINGS)?;
         Ok(connection)
     }
 

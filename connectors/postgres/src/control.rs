@@ -6,7 +6,7 @@ use connector::{Error, Result};
 use tokio_postgres::{Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::connection::SETTINGS;
+use crate::connection::{LATER_SETTINGS, SETTINGS};
 use crate::error::control_failed;
 use crate::target::Target;
 use crate::tls::Tls;
@@ -48,7 +48,8 @@ async fn log_in(target: &Target) -> Result<Client> {
         .filter(|(name, _)| *name != "client_encoding")
         .map(|(n, v)| format!("SET {n} = '{v}'"))
         .collect();
-    client.batch_execute(&settings.join("; ")).await.map_err(|error| control_failed(error, attempt()))?;
+    let settings = format!("{}; {LATER_SETTINGS}", settings.join("; "));
+    client.batch_execute(&settings).await.map_err(|error| control_failed(error, attempt()))?;
     Ok(client)
 }
 

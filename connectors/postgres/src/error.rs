@@ -57,6 +57,10 @@ impl WireError {
     pub(crate) fn during(self, attempt: impl Into<String>) -> Error {
         let (action, hint) = match &self {
             WireError::Io(_) => (Action::Retry, None),
+            // As poolers refuse what only a server knows; no server does so.
+            WireError::Server(error) if error.message.contains("unsupported startup parameter") => {
+                (Action::Halt, Some(POOLER.into()))
+            }
             WireError::Server(error) if may_pass(&error.code) => (Action::Retry, error.hint.clone()),
             WireError::Server(error) => (Action::Halt, remedy(&error.code).map(str::to_owned).or(error.hint.clone())),
             WireError::Protocol(_) => {
@@ -74,6 +78,8 @@ impl WireError {
     }
 }
 
+const POOLER: &str =
+    "a pooler (pgbouncer) does not carry replication: `url` of the source must name the server itself, host and port";
 const NO_TLS: &str = "set ssl = on at the server, with a certificate; tls = \"disable\" only where nobody listens";
 
 /// An alert is the server's word about what we showed it; all else is about

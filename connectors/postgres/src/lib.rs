@@ -36,6 +36,7 @@ mod rehearsal;
 mod repair;
 mod replication;
 mod rows;
+mod setup;
 mod shape;
 mod slot;
 mod snapshot;
@@ -48,7 +49,7 @@ mod target;
 mod tls;
 mod unfit;
 
-pub use check::{Finding, Severity, captured, check, shapes};
+pub use check::{Finding, Severity, Standing, captured, check, shapes};
 pub use compared::{ComparedTable, compared, connect};
 pub use error::{ServerError, WireError};
 pub use lsn::{Lsn, NotAnLsn};

@@ -67,6 +67,7 @@ pub(crate) fn as_it_was(
         readable: true,
         file_node: now.map_or(0, |table| table.file_node),
         published: now.map_or(0, |table| table.published),
+        publication: now.map_or(0, |table| table.publication),
         identity_index: primary.clone(),
         primary,
         columns,

@@ -4,7 +4,7 @@
 //! inserts and truncates: in an ordinary one its UPDATEs and DELETEs would fail
 //! on the primary, an outage made by the tool that watches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use connector::{Error, Result};
 use tokio_postgres::Client;
@@ -17,59 +17,111 @@ use crate::plan::quote;
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) name: String,
-    pub(crate) options: &'static str,
+    /// insert, update, delete, truncate.
+    publish: [bool; 4],
     /// (qualified for comparing, quoted for SQL).
     pub(crate) tables: Vec<(String, String)>,
 }
+
+const VERBS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
 /// The main publication, and the second one where there is need of it.
 pub(crate) fn wanted(publication: &str, tables: &[CatalogTable]) -> Vec<Wanted> {
     let pick = |whole: bool| -> Vec<(String, String)> {
         tables.iter().filter(|t| t.has_identity() == whole).map(|t| (t.qualified(), t.quoted())).collect()
     };
-    let mut out =
-        vec![Wanted { name: publication.into(), options: "publish_via_partition_root = true", tables: pick(true) }];
+    let mut out = vec![Wanted { name: publication.into(), publish: [true; 4], tables: pick(true) }];
     let without = pick(false);
     if !without.is_empty() {
-        out.push(Wanted {
-            name: format!("{publication}_inserts"),
-            options: "publish = 'insert, truncate', publish_via_partition_root = true",
-            tables: without,
-        });
+        let publish = [true, false, false, true];
+        out.push(Wanted { name: format!("{publication}_inserts"), publish, tables: without });
     }
     out
 }
 
-/// SQL that brings the server in step; empty if it is.
-pub(crate) async fn missing(client: &Client, wanted: &Wanted) -> Result<Vec<String>> {
-    let failed = |error| control_failed(error, format!("could not read publication {:?}", wanted.name));
-    let found = client
-        .query_opt("SELECT pubviaroot, puballtables FROM pg_publication WHERE pubname = $1", &[&wanted.name])
-        .await
-        .map_err(failed)?;
-    let name = quote(&wanted.name);
-    let list = |tables: &[&str]| match tables {
-        [] => String::new(),
-        tables => format!(" FOR TABLE {}", tables.join(", ")),
-    };
-    let Some(found) = found else {
-        let tables: Vec<&str> = wanted.tables.iter().map(|(_, quoted)| quoted.as_str()).collect();
-        return Ok(vec![format!("CREATE PUBLICATION {name}{} WITH ({})", list(&tables), wanted.options)]);
-    };
-    let mut sql = Vec::new();
-    if !found.get::<_, bool>(0) {
-        sql.push(format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)"));
+impl Wanted {
+    fn verbs(&self) -> String {
+        let verbs = VERBS.iter().zip(self.publish).filter(|(_, wanted)| *wanted);
+        verbs.map(|(verb, _)| *verb).collect::<Vec<_>>().join(", ")
     }
-    if found.get::<_, bool>(1) {
-        return Ok(sql);
+
+    /// SQL that brings the server in step; empty if it is.
+    pub(crate) fn missing(&self, there: Option<&Published>) -> Vec<String> {
+        let name = quote(&self.name);
+        let Some(there) = there else {
+            let tables: Vec<&str> = self.tables.iter().map(|(_, quoted)| quoted.as_str()).collect();
+            let list = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", tables.join(", ")) };
+            let publish =
+                if self.publish == [true; 4] { String::new() } else { format!("publish = '{}', ", self.verbs()) };
+            return vec![format!("CREATE PUBLICATION {name}{list} WITH ({publish}publish_via_partition_root = true)")];
+        };
+        let mut sql = there.options(self);
+        let lacking: Vec<&str> =
+            self.tables.iter().filter(|(name, _)| !there.holds(name)).map(|(_, quoted)| quoted.as_str()).collect();
+        if !lacking.is_empty() {
+            sql.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", lacking.join(", ")));
+        }
+        sql
     }
-    let there = published(client, &wanted.name).await?;
-    let lacking: Vec<&str> =
-        wanted.tables.iter().filter(|(name, _)| !there.contains(name)).map(|(_, q)| q.as_str()).collect();
-    if !lacking.is_empty() {
-        sql.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", lacking.join(", ")));
+}
+
+/// A publication as the server has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    pub(crate) name: String,
+    via_root: bool,
+    /// Of all tables: none can be added or taken out.
+    pub(crate) all: bool,
+    publish: [bool; 4],
+    tables: BTreeSet<String>,
+    /// Of which only some rows are told (true), or some columns.
+    pub(crate) thinned: BTreeMap<String, bool>,
+}
+
+impl Published {
+    /// None: there is none of the name.
+    pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Self>> {
+        let failed = |error| control_failed(error, format!("could not read publication {name:?}"));
+        let sql = "SELECT pubviaroot, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate
+                     FROM pg_publication WHERE pubname = $1";
+        let Some(row) = client.query_opt(sql, &[&name]).await.map_err(failed)? else { return Ok(None) };
+        // Row filters and column lists came with 15.
+        let sql = "SELECT concat(n.nspname, '.', c.relname), to_jsonb(r) ->> 'prqual' IS NOT NULL
+                     FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                     JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+                    WHERE p.pubname = $1 AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL";
+        let thinned = client.query(sql, &[&name]).await.map_err(failed)?;
+        Ok(Some(Self {
+            name: name.into(),
+            via_root: row.get(0),
+            all: row.get(1),
+            publish: [row.get(2), row.get(3), row.get(4), row.get(5)],
+            tables: published(client, name).await?,
+            thinned: thinned.iter().map(|row| (row.get(0), row.get(1))).collect(),
+        }))
     }
-    Ok(sql)
+
+    pub(crate) fn holds(&self, table: &str) -> bool {
+        self.all || self.tables.contains(table)
+    }
+
+    /// Whether a table in it must be able to tell its old rows.
+    pub(crate) fn tells_old_rows(&self) -> bool {
+        self.publish[1] || self.publish[2]
+    }
+
+    /// SQL that gives it the options that are wanted.
+    pub(crate) fn options(&self, wanted: &Wanted) -> Vec<String> {
+        let name = quote(&self.name);
+        let mut sql = Vec::new();
+        if !self.via_root {
+            sql.push(format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)"));
+        }
+        if self.publish != wanted.publish {
+            sql.push(format!("ALTER PUBLICATION {name} SET (publish = '{}')", wanted.verbs()));
+        }
+        sql
+    }
 }
 
 /// The names of both.
@@ -125,7 +177,7 @@ pub(crate) async fn harmful<'a>(
 
 /// Brings the server in step.
 pub(crate) async fn ensure(client: &Client, wanted: &Wanted) -> Result<()> {
-    for sql in missing(client, wanted).await? {
+    for sql in wanted.missing(Published::read(client, &wanted.name).await?.as_ref()) {
         tracing::info!(sql, "changing the publication");
         client.batch_execute(&sql).await.map_err(|error| {
             let may_not = error.code().is_some_and(|code| code.code() == "42501");

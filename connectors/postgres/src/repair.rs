@@ -6,17 +6,25 @@
 //! The slot comes first and the log last. Broken off in between, the slot
 //! stands before nothing that the log holds, and the repair is done again.
 
+use std::time::{Duration, Instant};
+
 use config::Postgres;
 use connector::{Error, Result};
 use storage::{Kind, LogBatch, Micros, State, StateChange};
+use tokio_postgres::Client;
 
 use crate::control;
 use crate::error::WireError;
 use crate::lsn::Lsn;
+use crate::replication::{Event, Replication};
 use crate::slot::{self, Identity};
 use crate::snapshot::Progress;
 use crate::source::{connect, identity, target};
+use crate::stream::is_unpublished;
 use crate::tables::select;
+
+/// How long the server is given to say what it cannot decode, or to let a slot go.
+const ASKED: Duration = Duration::from_secs(10);
 
 /// What is wrong, and what will be done.
 #[derive(Clone, Debug)]
@@ -34,7 +42,15 @@ pub async fn plan(config: &Postgres, state: &State, durable: Option<Lsn>) -> Res
     let known = Identity::of(state);
     let found = slot::read(&client, &config.slot).await?;
     let same = known.as_ref().map_or(Ok(()), |known| slot::same_server(config.into(), known, &now, &system, durable));
-    let Err(error) = same.and_then(|()| slot::fits(config.into(), found.as_ref(), durable)) else { return Ok(None) };
+    let fits = same.and_then(|()| slot::fits(config.into(), found.as_ref(), durable));
+    let error = match (fits, durable) {
+        (Err(error), _) => error,
+        (Ok(()), None) => return Ok(None),
+        (Ok(()), Some(durable)) => match undecodable(config, &client, durable, system.flushed).await? {
+            Some(error) => error,
+            None => return Ok(None),
+        },
+    };
     if let Some(found) = &found {
         if found.plugin != "pgoutput" || found.database != config.database {
             return Err(error);
@@ -64,13 +80,52 @@ pub async fn plan(config: &Postgres, state: &State, durable: Option<Lsn>) -> Res
     Ok(Some(Plan { why: error.chain(), steps }))
 }
 
+/// Whether what comes next can be had from the server, by asking for it.
+async fn undecodable(config: &Postgres, client: &Client, from: Lsn, upto: Lsn) -> Result<Option<Error>> {
+    let tables = select(client, config, true).await?.tables;
+    let publications = crate::tables::publications(config, &tables);
+    let (target, slot) = (target(config)?, config.slot.clone());
+    let attempt = format!("could not decode what slot {slot:?} has from {from} on");
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut replication = Replication::connect(&target)?;
+        replication.start(&slot, from, &publications, 1)?;
+        let began = Instant::now();
+        loop {
+            match replication.poll()? {
+                Event::Keepalive { end, .. } if end < upto => {}
+                Event::Idle if began.elapsed() < ASKED => {}
+                _ => return Ok(()),
+            }
+        }
+    });
+    match asked.await.map_err(|error| Error::retry(attempt.clone()).because(error))? {
+        Err(error) if is_unpublished(&error) => Ok(Some(error.during(attempt))),
+        // One in use, or away, is told of by whoever needs it.
+        _ => Ok(None),
+    }
+}
+
+/// Whether the slot is there; a walsender that has just lost its client holds
+/// it for a moment.
+async fn is_let_go(client: &Client, config: &Postgres) -> Result<bool> {
+    let began = Instant::now();
+    loop {
+        match slot::read(client, &config.slot).await? {
+            Some(slot) if slot.active_pid.is_some() && began.elapsed() < ASKED => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            found => return Ok(found.is_some()),
+        }
+    }
+}
+
 /// Does it; the batch makes the log go on from the new slot, and must be
 /// durable before the source is opened.
 pub async fn repair(config: &Postgres, state: &State) -> Result<LogBatch> {
     let target = target(config)?;
     let (client, mut replication, system) = connect(&target).await?;
     let identity = identity(&client, &system, config).await?;
-    if slot::read(&client, &config.slot).await?.is_some() {
+    if is_let_go(&client, config).await? {
         control::scalar(&client, &format!("SELECT pg_drop_replication_slot('{}')", config.slot)).await?;
     }
     let (name, failover) = (config.slot.clone(), config.failover);

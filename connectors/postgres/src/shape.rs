@@ -150,9 +150,10 @@ impl<S: Schemas> Compiler<S> {
             Ok::<_, Error>((tables, Types::read(&self.client).await?))
         })?;
         self.types = types;
-        let published = self.tables.iter().find(|table| table.oid == oid).map_or(0, |table| table.published);
+        let place = self.tables.iter().find(|table| table.oid == oid);
+        let (published, publication) = place.map_or((0, 0), |table| (table.published, table.publication));
         self.tables.retain(|table| table.oid != oid);
-        self.tables.extend(tables.into_iter().map(|table| CatalogTable { published, ..table }));
+        self.tables.extend(tables.into_iter().map(|table| CatalogTable { published, publication, ..table }));
         Ok(())
     }
 

@@ -43,7 +43,25 @@ pub(crate) struct Slot {
     pub(crate) active_pid: Option<i32>,
     pub(crate) confirmed: Lsn,
     pub(crate) wal_status: String,
+    /// Why it is of no use any more; empty: it is, or the server does not say.
+    pub(crate) invalidated: String,
     pub(crate) two_phase: bool,
+}
+
+impl Slot {
+    /// What has become of it, in words.
+    fn loss(&self) -> Option<&'static str> {
+        Some(match self.invalidated.as_str() {
+            "rows_removed" => {
+                "the server has removed rows of its catalog that it needed (hot_standby_feedback was off)"
+            }
+            "wal_level_insufficient" => "the server was run with a lower wal_level meanwhile",
+            "idle_timeout" => "it was idle for longer than idle_replication_slot_timeout",
+            "" if self.wal_status != "lost" => return None,
+            "" | "wal_removed" => "the server has removed WAL that it needed (max_slot_wal_keep_size)",
+            _ => "the server says no more than that it is lost",
+        })
+    }
 }
 
 /// The slot of a name; None if there is none.
@@ -54,7 +72,9 @@ pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
         .query_opt(
             "SELECT coalesce(plugin::text, ''), coalesce(database::text, ''), active_pid,
                     coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(wal_status, ''),
-                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false)
+                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false),
+                    coalesce(to_jsonb(s) ->> 'invalidation_reason',
+                             CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'rows_removed' END, '')
                FROM pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
@@ -67,6 +87,7 @@ pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
         confirmed: row.get::<_, String>(3).parse().unwrap_or_default(),
         wal_status: row.get(4),
         two_phase: row.get(5),
+        invalidated: row.get(6),
     }))
 }
 
@@ -87,8 +108,13 @@ impl<'a> From<&'a Postgres> for Ours<'a> {
 impl Ours<'_> {
     /// The command that mends a gap.
     fn repair(&self) -> String {
-        format!("`highwater repair {}` says what mends it: a new slot, and every table read again", self.source)
+        repair(self.source)
     }
+}
+
+/// The command that mends a gap in a source.
+pub(crate) fn repair(source: &str) -> String {
+    format!("`highwater repair {source}` says what mends it: a new slot, and every table read again")
 }
 
 /// Compares the server with what the log was filled from.
@@ -163,12 +189,10 @@ pub(crate) fn fits(ours: Ours<'_>, slot: Option<&Slot>, durable: Option<Lsn>) ->
         let what = format!("slot {name:?} decodes two-phase transactions at PREPARE, where a crash could lose rows");
         return Err(Error::halt(what).hint(format!("drop it: SELECT pg_drop_replication_slot('{name}')")));
     }
-    if slot.wal_status == "lost" {
+    if let Some(loss) = slot.loss() {
         let from = durable.unwrap_or(slot.confirmed);
-        return Err(Error::halt(format!(
-            "slot {name:?} was invalidated: the server has removed WAL that it needed, from {from} on"
-        ))
-        .hint(ours.repair()));
+        let what = format!("slot {name:?} was invalidated: {loss}; changes from {from} on do not come any more");
+        return Err(Error::halt(what).hint(ours.repair()));
     }
     if let Some(durable) = durable
         && slot.confirmed > durable
@@ -205,6 +229,7 @@ mod tests {
             active_pid: None,
             confirmed: Lsn(0x200),
             wal_status: "reserved".into(),
+            invalidated: String::new(),
             two_phase: false,
         };
         let ours = Ours { source: "shop", slot: "s", database: "shop" };
@@ -213,6 +238,19 @@ mod tests {
         let error = fits(ours, Some(&slot), Some(Lsn(0x100))).unwrap_err();
         assert!(error.to_string().contains("0/100 to 0/200"), "{error}");
         assert!(fits(ours, None, Some(Lsn(1))).unwrap_err().to_string().contains("is gone"));
+        for (wal_status, reason, word) in [
+            ("lost", "", "max_slot_wal_keep_size"),
+            ("lost", "wal_removed", "max_slot_wal_keep_size"),
+            ("lost", "rows_removed", "hot_standby_feedback"),
+            ("reserved", "wal_level_insufficient", "wal_level"),
+            ("lost", "idle_timeout", "idle_replication_slot_timeout"),
+            ("lost", "a reason to come", "invalidated"),
+        ] {
+            let lost = Slot { wal_status: wal_status.into(), invalidated: reason.into(), ..slot.clone() };
+            let error = fits(ours, Some(&lost), Some(Lsn(0x200))).unwrap_err();
+            assert!(error.to_string().contains(word) && error.to_string().contains("from 0/200 on"), "{error}");
+            assert!(error.remedy().unwrap().contains("highwater repair shop"));
+        }
         let other = Ours { database: "other", ..ours };
         assert!(fits(other, Some(&slot), None).is_err());
     }

@@ -227,9 +227,8 @@ impl<S: Schemas> PostgresSource<S> {
     }
 }
 
-/// Both connections, and which server it is. Our own wire first: it tells best
-/// what is no PostgreSQL, or has no TLS.
-pub(crate) async fn connect(target: &Target) -> Result<(Client, Replication, SystemIdentity)> {
+/// A replication connection, and which server it is to.
+pub(crate) async fn system(target: &Target) -> Result<(Replication, SystemIdentity)> {
     let to = target.clone();
     let attempt = format!("could not open a replication connection to {target}");
     let connected = tokio::task::spawn_blocking(move || {
@@ -238,12 +237,18 @@ pub(crate) async fn connect(target: &Target) -> Result<(Client, Replication, Sys
         Ok((replication, system))
     });
     let connected = connected.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
-    let (replication, system) = connected.map_err(|error: crate::error::WireError| {
+    connected.map_err(|error: crate::error::WireError| {
         let refused = matches!(&error, crate::error::WireError::Server(server) if server.code == "42501");
         let failed = error.during(attempt);
         let role = crate::plan::quote(&target.user);
         if refused { failed.hint(format!("ALTER ROLE {role} REPLICATION;")) } else { failed }
-    })?;
+    })
+}
+
+/// Both connections, and which server it is. Our own wire first: it tells best
+/// what is no PostgreSQL, or has no TLS.
+pub(crate) async fn connect(target: &Target) -> Result<(Client, Replication, SystemIdentity)> {
+    let (replication, system) = system(target).await?;
     let client = control::connect(target).await?;
     let level = control::scalar(&client, "SHOW wal_level").await?;
     if level != "logical" {

@@ -15,6 +15,7 @@ use crate::heartbeat::Covered;
 use crate::lsn::Lsn;
 use crate::points::{Points, Want};
 use crate::replication::{Event, Replication};
+use crate::slot;
 use crate::snapshot::{Mend, Prepared, Round, prepare, step_end_batch};
 use crate::target::Target;
 
@@ -247,7 +248,9 @@ impl<S: Schemas> Stream<S> {
             let event = event.map_err(|error| {
                 let undecodable = matches!(&error, WireError::Server(server) if server.code == "XX000");
                 self.shared.undecodable.store(undecodable, Ordering::Relaxed);
-                error.during("could not read the stream")
+                let unpublished = is_unpublished(&error);
+                let error = error.during("could not read the stream");
+                if unpublished { error.hint(slot::repair(&self.capture.compiler.source)) } else { error }
             });
             match event? {
                 Event::Data { end, message } => {
@@ -419,6 +422,12 @@ impl<S: Schemas> Stream<S> {
         }
         Ok(())
     }
+}
+
+/// Before 18 the server looks a publication up as of the WAL that it decodes:
+/// where there was none it fails, and whatever is made now does not help.
+pub(crate) fn is_unpublished(error: &WireError) -> bool {
+    matches!(error, WireError::Server(server) if server.code == "42704" && server.message.contains("publication"))
 }
 
 /// Hands on; while there is no room the server goes on hearing from us.

@@ -6,7 +6,7 @@ use config::Postgres;
 use connector::Result;
 
 use crate::catalog;
-use crate::check::{Finding, check};
+use crate::check::{Finding, Standing, check};
 use crate::control;
 use crate::error::control_failed;
 use crate::source::target;
@@ -67,5 +67,5 @@ pub async fn survey(config: &Postgres) -> Result<Survey> {
             }
         })
         .collect();
-    Ok(Survey { tables, findings: check(config, None).await })
+    Ok(Survey { tables, findings: check(config, &Standing::default()).await })
 }

@@ -88,7 +88,7 @@ fn is_named(config: &Postgres, table: &CatalogTable) -> bool {
 /// SQL that lets a role read a table.
 pub(crate) fn grant(schema: &str, table: &str, role: &str) -> String {
     let (schema, table, role) = (quote(schema), quote(table), quote(role));
-    format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {schema}.{table} TO {role};")
+    format!("GRANT USAGE ON SCHEMA {schema} TO {role};\nGRANT SELECT ON {schema}.{table} TO {role};")
 }
 
 impl Selection {
@@ -171,10 +171,7 @@ async fn in_step(client: &Client, config: &Postgres, lenient: bool) -> Result<Se
             "has no replica identity and is published with updates: its UPDATEs and DELETEs fail at the source. ALTER PUBLICATION … DROP TABLE it"
         );
     }
-    let places = places(client, config).await?;
-    for table in &mut selection.tables {
-        table.published = places.get(&table.oid).copied().unwrap_or(0);
-    }
+    place(client, config, &mut selection.tables).await?;
     Ok(selection)
 }
 
@@ -183,13 +180,27 @@ pub(crate) fn publications(config: &Postgres, tables: &[CatalogTable]) -> Vec<St
     publication::wanted(&config.publication, tables).into_iter().map(|wanted| wanted.name).collect()
 }
 
-/// Each table's place in our publications, by oid.
-async fn places(client: &Client, config: &Postgres) -> Result<HashMap<u32, u32>> {
-    let sql = "SELECT r.prrelid, r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-                WHERE p.pubname = ANY($1)";
+/// Tells each table its place in the publication that it is wanted in.
+async fn place(client: &Client, config: &Postgres, tables: &mut [CatalogTable]) -> Result<()> {
+    let sql = "SELECT p.pubname::text, coalesce(r.prrelid, 0)::oid, coalesce(r.oid, 0)::oid, p.oid, p.xmin::text::int8
+                 FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = ANY($1)";
     let rows = client.query(sql, &[&publication::names(&config.publication)]).await;
     let rows = rows.map_err(|error| control_failed(error, "could not read what is published"))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    let (mut places, mut publications) = (HashMap::new(), HashMap::new());
+    for row in &rows {
+        let name: String = row.get(0);
+        publications.insert(name.clone(), (row.get::<_, u32>(3), row.get::<_, i64>(4) as u32));
+        places.insert((name, row.get::<_, u32>(1)), row.get::<_, u32>(2));
+    }
+    for wanted in publication::wanted(&config.publication, tables) {
+        let Some(&(publication, options)) = publications.get(&wanted.name) else { continue };
+        for table in tables.iter_mut().filter(|table| wanted.tables.iter().any(|(name, _)| *name == table.qualified()))
+        {
+            let place = places.get(&(wanted.name.clone(), table.oid));
+            (table.published, table.publication) = (place.copied().unwrap_or(publication), options);
+        }
+    }
+    Ok(())
 }
 
 /// Everything that decides what is captured, and how.

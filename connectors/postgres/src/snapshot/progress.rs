@@ -20,6 +20,9 @@ pub(crate) struct Generation {
     /// Of its place in the publication.
     #[serde(default)]
     pub(crate) published: u32,
+    /// Of the publication's options; 0: not known.
+    #[serde(default)]
+    pub(crate) publication: u32,
     /// Counts from 1; 0: never read, by configuration.
     pub(crate) generation: u64,
     /// All was read.
@@ -48,7 +51,8 @@ pub(crate) struct Generation {
 impl Generation {
     /// Whether it is a reading of this very table, followed ever since.
     pub(crate) fn is_of(&self, table: &CatalogTable) -> bool {
-        (self.oid, self.published) == (table.oid, table.published)
+        let same_options = self.publication == table.publication || self.publication == 0 || table.publication == 0;
+        (self.oid, self.published) == (table.oid, table.published) && same_options
     }
 
     /// For whom the next reading of a table is, after this one.

@@ -124,6 +124,7 @@ impl<S: Schemas> Round<'_, S> {
                     let generation = Generation {
                         oid: table.oid,
                         published: table.published,
+                        publication: table.publication,
                         sinks: before.as_ref().map_or_else(Vec::new, |g| g.sinks_of_next(table)),
                         next_for: None,
                         heard: before.as_ref().map(|g| g.heard.clone()).unwrap_or_default(),

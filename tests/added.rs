@@ -1,0 +1,149 @@
+//! A large table is added to what is captured while writers go on, and the
+//! daemon is killed again and again while it reads it.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use highwater_tests::{Daemon, Postgres, Server, folder, must, root, until};
+use tokio::task::JoinSet;
+
+use crate::spine::{capturing, to_folder};
+
+const KILLS: u64 = 5;
+const CONNECTIONS: u64 = 2;
+/// Of a row on a page; a chunk is 8 MiB of pages.
+const ROW: u64 = 280;
+const CHUNK: u64 = 8 << 20;
+
+/// What is asked for by the environment, or enough for every day.
+fn size(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Transactions at a pace, each of a new row beside and a change of the large table.
+async fn writers(
+    postgres: &Postgres,
+    rows: u64,
+    each_second: u64,
+    stop: &Arc<AtomicBool>,
+) -> (JoinSet<()>, Arc<AtomicU64>) {
+    const WRITERS: u64 = 4;
+    let (done, next) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicI64::new(0)));
+    let mut set = JoinSet::new();
+    for writer in 0..WRITERS {
+        let client = postgres.client().await;
+        let (stop, done, next) = (stop.clone(), done.clone(), next.clone());
+        set.spawn(async move {
+            let mut pace = tokio::time::interval(Duration::from_micros(1_000_000 * WRITERS / each_second));
+            let mut random = writer + 1;
+            while !stop.load(Ordering::Relaxed) {
+                pace.tick().await;
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let (id, new) = ((random >> 33) % rows, next.fetch_add(1, Ordering::Relaxed));
+                // Keys of one's own, so that nobody waits for anybody.
+                let id = id - id % WRITERS + writer;
+                let large = match random >> 60 {
+                    0 => format!("DELETE FROM large WHERE id = {id}"),
+                    1 => format!("INSERT INTO large VALUES ({}, 'new', 'x')", rows + WRITERS + new as u64),
+                    _ => format!("UPDATE large SET v = 'v{new}' WHERE id = {id}"),
+                };
+                client
+                    .batch_execute(&format!("BEGIN; INSERT INTO live VALUES ({new}); {large}; COMMIT"))
+                    .await
+                    .unwrap();
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    (set, done)
+}
+
+/// Rows read, and how many of them are others.
+fn read(lake: &std::path::Path) -> (u64, u64) {
+    let sql = format!(
+        "import duckdb; print(*duckdb.sql(\"SELECT count(*), count(DISTINCT id) FROM read_parquet('{}/shop.public.large/*.parquet') WHERE _hw_op = 'read'\").fetchone())",
+        lake.display()
+    );
+    let out = must(Command::new(root().join("target/servers/python/bin/python")).args(["-c", &sql]));
+    let mut numbers = out.split_whitespace().map(|word| word.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_table_is_added_while_writers_go_on_and_the_daemon_is_killed() {
+    let (rows, pace) = (size("HIGHWATER_ADDED_ROWS", 200_000), size("HIGHWATER_ADDED_RATE", 200));
+    let server = tokio::task::spawn_blocking(|| Server::start(17, "max_wal_size = '1GB'")).await.unwrap();
+    let postgres = Postgres::on(Arc::new(server)).await;
+    let client = postgres.client().await;
+    let sql = format!(
+        "CREATE TABLE live (id bigint PRIMARY KEY); CREATE TABLE large (id bigint PRIMARY KEY, v text, filler text);
+         INSERT INTO large SELECT i, 'old', repeat('x', 230) FROM generate_series(0, {rows} - 1) i"
+    );
+    client.batch_execute(&sql).await.unwrap();
+    postgres.publish("highwater_shop", "live, large").await;
+    let folder = folder("added");
+    let lake = folder.join("lake");
+    let config = to_folder(&postgres, &lake, "1s").replace("1MiB", "64MiB").replace("2MiB", "32MiB");
+    let without = config.replace("[log]", "tables = [\"public.live\"]\n[log]");
+    let mut daemon = Daemon::new(&folder, &without);
+    daemon.start(&["run"], None);
+    capturing(&daemon).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (mut writing, done) = writers(&postgres, rows, pace, &stop).await;
+    until(60, "writers write", || async { done.load(Ordering::Relaxed) > 100 }).await;
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+
+    let kept = Arc::new(AtomicU64::new(0));
+    let (most, looking) = (kept.clone(), stop.clone());
+    let looker = postgres.client().await;
+    let slot = format!("hw_{}", postgres.database);
+    let look = tokio::spawn(async move {
+        let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint FROM pg_replication_slots WHERE slot_name = $1";
+        while !looking.load(Ordering::Relaxed) {
+            most.fetch_max(looker.query_one(sql, &[&slot]).await.unwrap().get::<_, i64>(0) as u64, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    let begin: String = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+    let mut daemon = Daemon::new(&folder, &config);
+    let chunks = (rows * ROW).div_ceil(CHUNK);
+    let each = (chunks / (KILLS + 1)).max(1);
+    for kill in 1..=KILLS {
+        daemon.start(&["run"], Some(&format!("snapshot-chunk:{each}")));
+        let ended = daemon.wait(Duration::from_secs(300));
+        assert!(ended.stderr.contains("fault point hit"), "kill {kill}: {}", ended.stderr);
+    }
+    daemon.start(&["run"], None);
+    until(600, "the table is read", || {
+        let tables = daemon.status()["sources"][0]["tables"].as_array().cloned().unwrap_or_default();
+        async move { tables.len() == 2 && tables.iter().all(|table| table["finished"] == true) }
+    })
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    while writing.join_next().await.is_some_and(|ended| ended.is_ok()) {}
+    look.await.unwrap();
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.catch_up();
+    daemon.start(&["run"], None);
+    capturing(&daemon).await;
+    let (code, out, err) = daemon.run(&["verify", "shop", "lake"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let (events, others) = read(&lake);
+    let sql = format!("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '{begin}'::pg_lsn)::bigint");
+    let written: i64 = client.query_one(&sql, &[]).await.unwrap().get(0);
+    let (transactions, kept) = (done.load(Ordering::Relaxed), kept.load(Ordering::Relaxed));
+    println!(
+        "{rows} rows in about {chunks} chunks, {transactions} transactions meanwhile, {KILLS} kills: {events} rows read, {} of them again; WAL {} MiB, not acknowledged at most {} MiB",
+        events - others,
+        written >> 20,
+        kept >> 20
+    );
+    // Of each kill the chunks that were open; and keys that moved between rounds.
+    let open = KILLS * CONNECTIONS * (CHUNK / ROW + 1) + transactions;
+    assert!(events - others <= open, "{events} read, {others} of them once");
+    assert!(others >= rows - transactions, "{others}");
+}
