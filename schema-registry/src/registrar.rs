@@ -64,9 +64,12 @@ impl Registrar {
         Ok(Check::from_messages(messages))
     }
 
-    /// Whether the registry is another one, which refuses what its level forbids.
-    pub fn is_elsewhere(&self) -> bool {
-        matches!(self, Registrar::Elsewhere(_))
+    /// Why it cannot be used, as far as its last answer tells.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Registrar::Own(_) => None,
+            Registrar::Elsewhere(client) => client.standing().trouble.map(|trouble| trouble.error),
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn told(source: &str, state: &State, holds: &[Hold]) -> Vec<Value> {
             .map(|parked| {
                 json!({
                     "number": parked.shape.number, "last_good": parked.good, "level": parked.level,
-                    "changes": parked.changes, "violations": parked.violations,
+                    "changes": parked.changes, "violations": parked.violations, "undecided": parked.undecided,
                 })
             })
             .collect();
@@ -58,6 +58,11 @@ pub(crate) fn told(source: &str, state: &State, holds: &[Hold]) -> Vec<Value> {
 fn remedy(source: &str, table: &str, hold: &Hold, shapes: &[Value], again: bool) -> String {
     if hold.reset {
         return "nothing: what waits is given up as soon as the table is read anew".into();
+    }
+    if !shapes.is_empty() && shapes.iter().all(|shape| shape["undecided"] == true) {
+        return "nothing: it goes on by itself once the registry of `[registry] url` answers and its level allows it; \
+                look at that registry if it does not"
+            .into();
     }
     if shapes.is_empty() && again {
         return format!("`highwater schemas approve {source} {table}`: its shape is compatible again");

@@ -28,6 +28,9 @@
 //! for releasing half of a table's rows would show a state that never was for
 //! as long as the person thinks about the second shape.
 //!
+//! A shape may wait for a registry that is away, not for a person: it is
+//! settled by itself (`clerk.rs`), and let go likewise.
+//!
 //! *Reset*, the source reads the table anew. What was held goes with the mark
 //! that begins the new generation, not before: rows of the stream that come
 //! until then would meet a table that lacks what was given up.
@@ -195,6 +198,11 @@ impl Gate {
         self.holds.values().cloned().collect()
     }
 
+    /// Whether something waits that goes on by itself.
+    pub(crate) fn waits_for_registry(&self, log: &Log) -> bool {
+        !self.holds.is_empty() && Parked::undecided(&log.state()).is_ok_and(|all| !all.is_empty())
+    }
+
     /// Whether a hold has begun or ended.
     pub(crate) fn has_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
@@ -276,14 +284,25 @@ impl Gate {
     fn begins(&mut self, parked: &Parked, position: Option<Vec<u8>>) {
         self.parked = true;
         if let Entry::Vacant(vacant) = self.holds.entry(parked.shape.table.stream()) {
-            tracing::error!(
-                stream = vacant.key(),
-                level = parked.level,
-                changed = parked.changes.join("; "),
-                violations = parked.violations.join("; "),
-                "its new shape is incompatible: its changes are held back from here on, all other tables go on. \
-                 `highwater schemas diff` shows it, `highwater schemas approve` lets it go on"
-            );
+            let stream = vacant.key();
+            let (changed, why) = (parked.changes.join("; "), parked.violations.join("; "));
+            if parked.undecided {
+                tracing::warn!(
+                    stream,
+                    changed,
+                    why,
+                    "its changes are held back until the registry answers, all other tables go on"
+                );
+            } else {
+                tracing::error!(
+                    stream,
+                    level = parked.level,
+                    changed,
+                    violations = why,
+                    "its new shape is incompatible: its changes are held back from here on, all other tables go on. \
+                     `highwater schemas diff` shows it, `highwater schemas approve` lets it go on"
+                );
+            }
             vacant.insert(Hold::new(parked, position));
         }
         self.news = true;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use connector::{Action, Captured, Error, Fresh, Result, Source, fault};
 use storage::{EventLog, Kind, Log, LogBatch, Offset, StateChange};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::desk::{Request, Requests};
+use crate::desk::Request;
 use crate::gate::Gate;
 use crate::notes::Notes;
 use crate::orders::source_paused;
@@ -32,7 +32,7 @@ pub(crate) struct Ingest<S> {
     pub(crate) log: Log,
     pub(crate) notes: Notes,
     pub(crate) book: Arc<SchemaBook>,
-    pub(crate) requests: Requests,
+    pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) rules: Rules,
     pub(crate) status: SourceStatus,
     /// Where to say the offset at which all that was asked for is durable;
@@ -186,7 +186,7 @@ impl<S: Source> Ingest<S> {
                     }
                 }
                 // Before what is captured: under load there is always more of that.
-                Some(request) = self.requests.0.recv(), if !inside => {
+                Some(request) = self.requests.recv(), if !inside => {
                     self.drain(&mut waiting).await?;
                     if let Next::Reopen = self.serve(request, &mut gate, &mut quarantine).await? {
                         return Ok(Next::Reopen);
@@ -251,7 +251,7 @@ impl<S: Source> Ingest<S> {
                 },
                 _ = ask.tick(), if self.asks() && waiting.is_empty() => {
                     let durable = self.log.position().await.map_err(log_failed)?;
-                    if self.source.caught_up(durable.as_ref()).await? {
+                    if !gate.waits_for_registry(&self.log) && self.source.caught_up(durable.as_ref()).await? {
                         let end = self.log.high_water();
                         tracing::info!(source = self.name, offset = end.0, "caught up");
                         if let Some(goal) = &self.goal {
@@ -273,6 +273,17 @@ impl<S: Source> Ingest<S> {
                 let done = tokio::select! {
                     () = self.cancel.cancelled() => Err(Error::halt("stopped before it was done: nothing was let go")),
                     done = gate.let_go(&self.log, &stream, &shapes, quarantine) => done,
+                };
+                if done.is_err() {
+                    self.log.abort().await.map_err(log_failed)?;
+                    next = Next::Reopen;
+                }
+                let _ = reply.send(done);
+            }
+            Request::Settle { settled, reply } => {
+                let done = tokio::select! {
+                    () = self.cancel.cancelled() => Err(Error::retry("stopped before it was done")),
+                    done = gate.settle(&self.log, &settled, quarantine) => done,
                 };
                 if done.is_err() {
                     self.log.abort().await.map_err(log_failed)?;

@@ -9,7 +9,7 @@ use super::{Gate, Hold, OfStream};
 use crate::hold::{Amount, batch, floor_without, put, release, remove};
 use crate::ingest::log_failed;
 use crate::quarantine::{Quarantine, Rules};
-use crate::schemas::{Parked, SchemaBook};
+use crate::schemas::{Parked, SchemaBook, Settled};
 
 /// How a held table is to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,33 @@ impl Gate {
         self.holds.insert(stream.into(), hold);
         self.settled(log, shapes);
         Ok(Let::Go(approved))
+    }
+
+    /// Takes over what the registry says of shapes that have waited for it;
+    /// their stream goes on if nothing else is in its way. As for `let_go`.
+    pub(crate) async fn settle(&mut self, log: &Log, settled: &Settled, quarantine: &mut Quarantine) -> Result<()> {
+        let Settled { stream, approved, parked } = settled;
+        let goes = |hold: &Hold| parked.is_empty() && !hold.reset && !self.lacks(hold, approved, false);
+        if self.holds.get(stream).is_some_and(goes) {
+            if let Let::Go(Approved { events, .. }) = self.let_go(log, stream, approved, quarantine).await? {
+                tracing::info!(stream, events, "the registry has answered: it goes on");
+            }
+            return Ok(());
+        }
+        let mut state = registered(approved);
+        state.extend(parked.iter().map(|parked| put(Parked::state_key(parked.shape.number), parked)));
+        append(log, state).await?;
+        for parked in parked {
+            tracing::error!(
+                stream,
+                level = parked.level,
+                violations = parked.violations.join("; "),
+                "the registry has answered: its new shape is incompatible, and it stays held back"
+            );
+        }
+        self.book.forbidden(parked);
+        self.settled(log, approved);
+        Ok(())
     }
 
     fn lacks(&self, hold: &Hold, shapes: &[Shape], only_last: bool) -> bool {
