@@ -27,7 +27,7 @@ pub use client::{Client, Elsewhere, Standing, Trouble};
 pub use compatibility::{Level, Violation, ViolationKind};
 pub use content::{Content, Guid, NewSchema, Reference, SchemaType, is_same};
 pub use error::{Code, Error, Refusal, Result, chain};
-pub use registrar::{Check, Registrar};
+pub use registrar::{Check, Registrar, Told};
 pub use registry::{Config, Counts, Found, Mode, Registered, Registry, SchemaId, Shown, Version, Which};
 pub use server::{Role, Serve, Server, TlsFiles, Token, User, hash_password};
 pub use store::{Limits, Store};

@@ -376,6 +376,11 @@ impl Registry {
         ids
     }
 
+    /// Grows with every change of a version.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Versions of all subjects, deleted ones too.
     pub fn count(&self) -> usize {
         self.count

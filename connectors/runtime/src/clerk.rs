@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use connector::{Action, Result};
 use storage::{EventLog, Log};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::desk::Desk;
@@ -15,6 +16,8 @@ use crate::schemas::{Parked, SchemaBook};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two at the rules of a registry elsewhere, which are a request a table.
+const LOOK_ELSEWHERE: Duration = Duration::from_secs(15);
 
 pub(crate) struct Clerk {
     pub(crate) log: Log,
@@ -23,9 +26,17 @@ pub(crate) struct Clerk {
     pub(crate) cancel: CancellationToken,
 }
 
+/// How far the registry's rules are read, and told to ingest.
+struct Rules {
+    seen: Option<u64>,
+    next: Instant,
+    untold: bool,
+}
+
 impl Clerk {
     /// Until cancelled, or until what the registry says ends the source.
     pub(crate) async fn run(self) -> Result<()> {
+        let mut rules = Rules { seen: None, next: Instant::now(), untold: true };
         loop {
             tokio::select! {
                 () = self.cancel.cancelled() => return Ok(()),
@@ -33,7 +44,7 @@ impl Clerk {
             }
             let looked = tokio::select! {
                 () = self.cancel.cancelled() => return Ok(()),
-                looked = self.settle() => looked,
+                looked = self.look(&mut rules) => looked,
             };
             match looked {
                 // Ingest has ended, and says why.
@@ -44,6 +55,24 @@ impl Clerk {
                 looked => looked?,
             }
         }
+    }
+
+    async fn look(&self, rules: &mut Rules) -> Result<()> {
+        self.settle().await?;
+        if Instant::now() >= rules.next {
+            match self.book.learn_all(&mut rules.seen).await {
+                Ok(news) => rules.untold |= news,
+                // What was read last holds; that it is away is told elsewhere.
+                Err(error) => tracing::debug!(error = schema_registry::chain(&error), "rules not read"),
+            }
+            let pause = if self.book.is_elsewhere() { LOOK_ELSEWHERE } else { LOOK };
+            rules.next = Instant::now() + pause;
+        }
+        if rules.untold {
+            self.desk.heed().await?;
+            rules.untold = false;
+        }
+        Ok(())
     }
 
     /// Shapes that wait for the registry, as the log knows them.

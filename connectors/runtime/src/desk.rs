@@ -20,6 +20,8 @@ pub(crate) enum Request {
     Reset { stream: String, shapes: Vec<Shape>, again: Vec<StateChange>, reply: oneshot::Sender<Result<Let>> },
     /// What the registry says of shapes that have waited for it.
     Settle { settled: Settled, reply: oneshot::Sender<Result<()>> },
+    /// The registry has other rules than before.
+    Heed { reply: oneshot::Sender<Result<()>> },
     /// Lets rows of the quarantine go, or gives them up.
     Act { deed: Deed, filter: Filter, reply: oneshot::Sender<Result<Done>> },
 }
@@ -73,6 +75,11 @@ impl Desk {
     /// Takes over what the registry says.
     pub(crate) async fn settle(&self, settled: Settled) -> Result<()> {
         self.ask(|reply| Request::Settle { settled, reply }).await?
+    }
+
+    /// Has other rules of the registry followed.
+    pub(crate) async fn heed(&self) -> Result<()> {
+        self.ask(|reply| Request::Heed { reply }).await?
     }
 
     /// Whether nobody takes requests any more.

@@ -31,6 +31,10 @@
 //! A shape may wait for a registry that is away, not for a person: it is
 //! settled by itself (`clerk.rs`), and let go likewise.
 //!
+//! A stream may be held for the rules that the registry has for it and nobody
+//! can follow (`contract/registered.rs`): from the moment that is known, until
+//! they are mended, and then it is let go by itself.
+//!
 //! *Reset*, the source reads the table anew. What was held goes with the mark
 //! that begins the new generation, not before: rows of the stream that come
 //! until then would meet a table that lacks what was given up.
@@ -49,6 +53,7 @@ use connector::{Batch, Change, Error, Halves, Malformed, Mark, Result, Run, Sche
 use serde::{Deserialize, Serialize};
 use storage::{EventLog, Kind, Log, LogBatch, Offset, State, StateChange};
 
+use crate::contract::Wrong;
 use crate::hold::{Pick, count, put, remove};
 use crate::schemas::{Parked, SchemaBook};
 use crate::status::now_micros;
@@ -86,6 +91,9 @@ pub struct Hold {
     /// It is read anew; what waits goes when that begins.
     #[serde(default)]
     pub reset: bool,
+    /// Rules of the registry that cannot be followed.
+    #[serde(default)]
+    pub rules: Option<String>,
 }
 
 impl Hold {
@@ -100,12 +108,11 @@ impl Hold {
         })
     }
 
-    fn new(parked: &Parked, position: Option<Vec<u8>>) -> Self {
-        let table = &parked.shape.table;
+    fn new(stream: String, [schema, table]: [&str; 2], last: SchemaNumber, position: Option<Vec<u8>>) -> Self {
         Self {
-            stream: table.stream(),
-            schema: table.schema.clone(),
-            table: table.name.clone(),
+            stream,
+            schema: schema.into(),
+            table: table.into(),
             since: now_micros(),
             position,
             from: None,
@@ -113,8 +120,9 @@ impl Hold {
             bytes: 0,
             counted: 0,
             shapes: Vec::new(),
-            last: parked.shape.number,
+            last,
             reset: false,
+            rules: None,
         }
     }
 
@@ -263,6 +271,27 @@ impl Gate {
         Ok((LogBatch { ends_transaction: false, ..batch }, Some(second)))
     }
 
+    /// Holds back what has rules that cannot be followed, from here on.
+    pub(crate) fn heed(&mut self) {
+        let next = self.next;
+        for Wrong { stream, schema, table, why } in self.book.registered().wrong() {
+            let hold = self.holds.entry(stream.clone()).or_insert_with(|| {
+                tracing::error!(
+                    stream,
+                    why,
+                    "the registry has rules for it that cannot be followed: its changes are held back from here on, \
+                     all other tables go on"
+                );
+                Hold::new(stream, [&schema, &table], 0, None)
+            });
+            if hold.rules.as_ref() != Some(&why) {
+                hold.from.get_or_insert(next);
+                hold.rules = Some(why);
+                (self.parked, self.news) = (true, true);
+            }
+        }
+    }
+
     /// What is counted, to be written once more at the end.
     pub(crate) fn counted(&mut self) -> Vec<StateChange> {
         let next = self.next;
@@ -303,7 +332,9 @@ impl Gate {
                      `highwater schemas diff` shows it, `highwater schemas approve` lets it go on"
                 );
             }
-            vacant.insert(Hold::new(parked, position));
+            let (table, number) = (&parked.shape.table, parked.shape.number);
+            let hold = Hold::new(stream.clone(), [&table.schema, &table.name], number, position);
+            vacant.insert(hold);
         }
         self.news = true;
     }

@@ -155,6 +155,7 @@ impl<S: Source> Ingest<S> {
         opened?;
         let mut gate = Gate::open(self.book.clone(), &self.log).await?;
         let mut quarantine = Quarantine::open(self.log.clone(), self.rules.clone()).await?;
+        let mut heeded = 0;
         self.tell(&mut gate);
         self.tell_waiting(&quarantine);
         // Of what was asked for while it was opened.
@@ -204,6 +205,11 @@ impl<S: Source> Ingest<S> {
                     }
                     let records = u64::from(batch.records);
                     let mut held = None;
+                    let generation = self.book.registered().generation();
+                    if std::mem::replace(&mut heeded, generation) != generation {
+                        batch.state.extend(self.book.registered().unwritten(&self.log.state()));
+                        gate.heed();
+                    }
                     if gate.concerns(&batch) {
                         if gate.ends_hold(&batch) {
                             self.drain(&mut waiting).await?;
@@ -266,6 +272,7 @@ impl<S: Source> Ingest<S> {
     /// Does what a command asks for.
     async fn serve(&mut self, request: Request, gate: &mut Gate, quarantine: &mut Quarantine) -> Result<Next> {
         let mut next = Next::End;
+        gate.heed();
         // Whoever asked may have gone: it is done all the same.
         match request {
             Request::Look { stream, reply } => drop(reply.send(gate.hold(&stream).cloned())),
@@ -284,6 +291,29 @@ impl<S: Source> Ingest<S> {
                 let done = tokio::select! {
                     () = self.cancel.cancelled() => Err(Error::retry("stopped before it was done")),
                     done = gate.settle(&self.log, &settled, quarantine) => done,
+                };
+                if done.is_err() {
+                    self.log.abort().await.map_err(log_failed)?;
+                    next = Next::Reopen;
+                }
+                let _ = reply.send(done);
+            }
+            Request::Heed { reply } => {
+                let heeding = async {
+                    let changes = self.book.registered().unwritten(&self.log.state());
+                    if !changes.is_empty() {
+                        self.log
+                            .append(crate::orders::batch(changes))
+                            .await
+                            .map_err(log_failed)?
+                            .await
+                            .map_err(log_failed)?;
+                    }
+                    gate.mended(&self.log, quarantine).await
+                };
+                let done = tokio::select! {
+                    () = self.cancel.cancelled() => Err(Error::retry("stopped before it was done")),
+                    done = heeding => done,
                 };
                 if done.is_err() {
                     self.log.abort().await.map_err(log_failed)?;

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use storage::{EventLog, Log, State};
 use tokio::runtime::Handle;
 
-use crate::contract::Contracts;
+use crate::contract::{Contracts, Registered};
 use crate::hold::put;
 use crate::status::now_micros;
 
@@ -210,7 +210,51 @@ impl SchemaBook {
             let id = self.registry.register(&format!("{stream}.{part}"), &text).await?;
             if part == "Key" { key = Some(id) } else { value = id }
         }
+        // Before a row under it is looked at.
+        self.learn(table).await?;
         Ok((key, value))
+    }
+
+    /// Reads the rules that the registry has for a table; whether they are news.
+    async fn learn(&self, table: &Table) -> Result<bool, schema_registry::Error> {
+        if table.kind != TableKind::Table {
+            return Ok(false);
+        }
+        let subject = format!("{}.Value", table.stream());
+        let told = self.registry.last(&subject).await?;
+        Ok(self.contracts.registered().learn(table, &subject, told))
+    }
+
+    /// As `learn`, for every table. Our own registry is looked at only if it has
+    /// changed since `seen`.
+    pub(crate) async fn learn_all(&self, seen: &mut Option<u64>) -> Result<bool, schema_registry::Error> {
+        let now = self.registry.changes();
+        if now.is_some() && *seen == now {
+            return Ok(false);
+        }
+        let mut last: BTreeMap<String, Arc<Shape>> = BTreeMap::new();
+        for entry in self.known().by_table.values().filter(|entry| entry.parked.is_none()) {
+            let newest = last.entry(entry.shape.table.stream()).or_insert_with(|| entry.shape.clone());
+            if newest.number < entry.shape.number {
+                *newest = entry.shape.clone();
+            }
+        }
+        let mut news = false;
+        for shape in last.values() {
+            news |= self.learn(&shape.table).await?;
+        }
+        *seen = now;
+        Ok(news)
+    }
+
+    /// Whether the registry is another one, which is to be asked gently.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.registry.changes().is_none()
+    }
+
+    /// Rules of the registry.
+    pub(crate) fn registered(&self) -> &Registered {
+        self.contracts.registered()
     }
 
     /// Decides over a shape that was never seen.
@@ -374,7 +418,8 @@ impl Schemas for SchemaBook {
                             Entry { shape: Arc::new(Shape::new(*last, table.clone(), key, value)), parked: None }
                         }
                         Verdict::Parked(judged) | Verdict::Undecided(judged) => {
-                            let parked = Parked::new(Shape::new(*last, table.clone(), None, 0), good, judged, undecided);
+                            let parked =
+                                Parked::new(Shape::new(*last, table.clone(), None, 0), good, judged, undecided);
                             Entry { shape: Arc::new(parked.shape.clone()), parked: Some(Arc::new(parked)) }
                         }
                     }
