@@ -1,5 +1,6 @@
 //! A table whose new shape its subject's level forbids waits, and nothing else does.
 
+mod elsewhere;
 mod kills;
 
 use std::sync::Arc;
@@ -26,6 +27,12 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) async fn new(name: &str, tables: usize, policy: &str) -> Self {
+        let registry = free_port();
+        Self::at(name, tables, policy, registry, &format!("bind = \"127.0.0.1:{registry}\"")).await
+    }
+
+    /// With a registry as `settings` have it, which listens on a port.
+    async fn at(name: &str, tables: usize, policy: &str, registry: u16, settings: &str) -> Self {
         let source = Postgres::new(17).await;
         let warehouse = warehouse(Some(source.server.clone()), 17).await;
         let client = source.client().await;
@@ -40,11 +47,11 @@ impl Case {
         source.publish("highwater_shop", &names.join(", ")).await;
         Truth::watch(&source).await;
         let folder = folder(name);
-        let (lake, registry) = (folder.join("lake"), free_port());
+        let lake = folder.join("lake");
         std::fs::create_dir_all(&lake).unwrap();
         let config = format!(
             "[sources.shop]\ntype = \"postgres\"\nurl = \"{}\"\nslot = \"hw_{}\"\n{policy}\n\
-             [log]\nsegment_bytes = \"1MiB\"\n[registry]\nbind = \"127.0.0.1:{registry}\"\n\
+             [log]\nsegment_bytes = \"1MiB\"\n[registry]\n{settings}\n\
              [sinks.lake]\ntype = \"object-store\"\nfrom = [\"shop\"]\nurl = \"file://{}\"\ncut = {{ bytes = \"2MiB\", age = \"200ms\" }}\n\
              [sinks.warehouse]\ntype = \"postgres\"\nfrom = [\"shop\"]\nurl = \"postgres://loader@127.0.0.1:{}/{}\"\n",
             source.url(),

@@ -1,6 +1,7 @@
 //! Rows that wait for a person, and that nothing else waits for.
 
 mod kills;
+mod registered;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

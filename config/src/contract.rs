@@ -1,8 +1,11 @@
 //! What rows of a table must be, beyond their types.
 
-use figment::value::Value;
+use std::collections::HashMap;
 
-use crate::section::Section;
+use figment::value::{Dict, Value};
+
+use crate::fault::Fault;
+use crate::section::{Faulty, Section};
 
 /// The rules of a table, in no order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +46,26 @@ pub enum Must {
 }
 
 impl Contract {
+    /// Rules that stand elsewhere than in the configuration, as JSON: a whole
+    /// contract in the configuration's words, or what one column must be, in
+    /// the same words without its name. `place` says where. Else all that is
+    /// wrong with them.
+    pub fn from_json(place: &str, column: Option<&str>, text: &str) -> Result<Self, Vec<String>> {
+        let value: Value = serde_json::from_str(text).map_err(|error| vec![format!("{place}: is no JSON: {error}")])?;
+        let mut faulty = Faulty { file: place.into(), lines: HashMap::new(), layered: false, faults: Vec::new() };
+        let value = match (column, value) {
+            (None, value) => Some(value),
+            (Some(column), Value::Dict(tag, words)) => Some(Value::Dict(tag, of_column(column, words, &mut faulty))),
+            (Some(_), _) => {
+                faulty.add("", "must be an object, like {\"required\": true, \"range\": {\"min\": 0}}", None);
+                None
+            }
+        };
+        let contract = value.map(|value| Self::read(Section::new("", value, &mut faulty))).unwrap_or_default();
+        let faults: Vec<String> = faulty.in_order().iter().map(Fault::to_string).collect();
+        if faults.is_empty() { Ok(contract) } else { Err(faults) }
+    }
+
     pub(crate) fn read(mut section: Section<'_>) -> Self {
         let mut rules = Vec::new();
         for (name, must) in [("required", Must::BePresent), ("key", Must::BeKey)] {
@@ -89,6 +112,25 @@ impl Contract {
         section.finish();
         Self { rules }
     }
+}
+
+/// A column's rules as a contract has them.
+fn of_column(column: &str, words: Dict, faulty: &mut Faulty) -> Dict {
+    let mut whole = Dict::new();
+    for (word, value) in words {
+        let value = match (word.as_str(), value) {
+            ("required" | "key", Value::Bool(_, false)) => continue,
+            ("required" | "key", Value::Bool(_, true)) => Value::from(vec![column]),
+            ("required" | "key", _) => {
+                faulty.add(&word, "must be true or false", None);
+                continue;
+            }
+            ("range" | "pattern" | "allowed", value) => Value::from(Dict::from([(column.to_owned(), value)])),
+            (_, value) => value,
+        };
+        whole.insert(word, value);
+    }
+    whole
 }
 
 /// Numbers, truths and texts as text.

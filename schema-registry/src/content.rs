@@ -211,6 +211,8 @@ pub(crate) struct Parsed {
     pub(crate) content: Arc<Content>,
     pub(crate) guid: Guid,
     pub(crate) schema: Arc<Avro>,
+    /// Nothing was said beside text and references.
+    pub(crate) bare: bool,
 }
 
 impl Parsed {
@@ -234,7 +236,18 @@ impl Parsed {
             resolved.dedup();
         }
         let content = Content::new(schema_type, text.into(), resolved, new.metadata.clone(), new.rule_set.clone());
-        Ok(Self { guid: content.guid(), content: Arc::new(content), schema: Arc::new(schema) })
+        let bare = content.metadata.is_none() && content.rule_set.is_none();
+        Ok(Self { guid: content.guid(), content: Arc::new(content), schema: Arc::new(schema), bare })
+    }
+
+    /// With metadata and rules of the version before, where it has none of its own.
+    pub(crate) fn after(self, last: &Content) -> Self {
+        let own = &self.content;
+        let or =
+            |own: &Option<Box<Value>>, last: &Option<Box<Value>>| own.as_ref().or(last.as_ref()).map(|v| (**v).clone());
+        let (metadata, rule_set) = (or(&own.metadata, &last.metadata), or(&own.rule_set, &last.rule_set));
+        let content = Content::new(own.schema_type, own.text.clone(), own.references.to_vec(), metadata, rule_set);
+        Self { guid: content.guid(), content: Arc::new(content), ..self }
     }
 }
 

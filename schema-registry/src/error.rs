@@ -113,3 +113,14 @@ pub enum Error {
 
 /// With the registry's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error with all its causes.
+pub fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,11 +1,14 @@
 //! Where sources register: here, or at a registry elsewhere.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::client::Client;
 use crate::content::NewSchema;
 use crate::error::{Code, Error, Refusal, Result};
-use crate::registry::{SchemaId, Shown};
+use crate::registry::{SchemaId, Shown, Which};
 use crate::store::Store;
 use crate::subject::Subject;
 
@@ -27,6 +30,26 @@ pub struct Check {
     pub version: Option<u32>,
     /// All that forbids it, in sentences; empty: it may.
     pub violations: Vec<String>,
+}
+
+/// What is said about a version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Its number.
+    pub version: u32,
+    /// The texts among its metadata's properties.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Told {
+    pub(crate) fn new(version: u32, metadata: Option<&Value>) -> Self {
+        let properties = metadata.and_then(|metadata| metadata.get("properties")).and_then(Value::as_object);
+        let texts = properties
+            .into_iter()
+            .flatten()
+            .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+        Self { version, properties: texts.collect() }
+    }
 }
 
 impl Registrar {
@@ -64,9 +87,32 @@ impl Registrar {
         Ok(Check::from_messages(messages))
     }
 
-    /// Whether the registry is another one, which refuses what its level forbids.
-    pub fn is_elsewhere(&self) -> bool {
-        matches!(self, Registrar::Elsewhere(_))
+    /// What is said about a subject's last version; None: there is none.
+    pub async fn last(&self, subject: &str) -> Result<Option<Told>> {
+        match self {
+            Registrar::Own(store) => {
+                let subject = Subject::parse(subject)?;
+                let found = store.read(|registry| registry.version(&subject, Which::Latest, Shown::Live)).ok();
+                Ok(found.map(|found| Told::new(found.version.version, found.content.metadata.as_deref())))
+            }
+            Registrar::Elsewhere(client) => client.told(subject).await,
+        }
+    }
+
+    /// Grows with every change; None: it has to be asked.
+    pub fn changes(&self) -> Option<u64> {
+        match self {
+            Registrar::Own(store) => Some(store.read(crate::Registry::changes)),
+            Registrar::Elsewhere(_) => None,
+        }
+    }
+
+    /// Why it cannot be used, as far as its last answer tells.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Registrar::Own(_) => None,
+            Registrar::Elsewhere(client) => client.standing().trouble.map(|trouble| trouble.error),
+        }
     }
 }
 

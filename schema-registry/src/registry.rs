@@ -82,7 +82,7 @@ type VersionKey = (Arc<str>, u32);
 type SchemaKey = (Arc<str>, SchemaId);
 
 /// The registry's content.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Registry {
     contexts: BTreeMap<Arc<str>, Context>,
     subjects: BTreeMap<Arc<str>, Versions>,
@@ -98,7 +98,7 @@ pub struct Registry {
     count: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Context {
     schemas: HashMap<SchemaId, Held>,
     ids: HashMap<Guid, SchemaId>,
@@ -106,14 +106,14 @@ struct Context {
     listed: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Held {
     content: Arc<Content>,
     /// Where it is a version, in order.
     uses: Vec<(Arc<str>, u32)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Versions {
     /// In order.
     all: Vec<Version>,
@@ -374,6 +374,11 @@ impl Registry {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+
+    /// Grows with every change of a version.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Versions of all subjects, deleted ones too.

@@ -17,6 +17,7 @@ mod routes;
 mod schemas;
 mod settings;
 mod subjects;
+mod tags;
 mod tls;
 
 pub use auth::{Role, Token, User, hash_password};

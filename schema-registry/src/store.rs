@@ -16,6 +16,7 @@ mod prepare;
 mod snapshot;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -68,6 +69,7 @@ struct Inner {
     cache: Cache,
     /// Threads that may parse and compare at once.
     workers: Semaphore,
+    closing: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -87,7 +89,12 @@ struct Appended {
 
 /// Appended and not yet applied, at most.
 const IN_FLIGHT: usize = 4_096;
-const SEGMENT_BYTES: u64 = 16 << 20;
+/// Of the log's segments: a start looks at the last one byte by byte.
+const SEGMENT_BYTES: u64 = 4 << 20;
+/// A start that had to read more behind the snapshot writes a new one beside its work.
+const TAIL_AT_START: u64 = 4 << 20;
+/// While it runs: behind the last snapshot, or half as much as it has.
+const TAIL: u64 = 16 << 20;
 
 impl Store {
     /// Opens the registry in a folder, or makes it: reads the newest snapshot,
@@ -98,22 +105,12 @@ impl Store {
         let loaded = tokio::task::spawn_blocking(move || {
             let options = Options { segment_bytes: SEGMENT_BYTES, ..Options::default() };
             let (log, _) = Log::open(&opened, options)?;
-            let snapshot = snapshot::load(&opened, Some(log.id()))?;
-            Ok::<_, Error>((log, snapshot))
+            let mut registry = Registry::default();
+            let from = snapshot::load(&opened, Some(log.id()), &mut |change| registry.apply(&change))?;
+            Ok::<_, Error>((log, registry, from))
         });
-        let (log, snapshot) = loaded.await.map_err(|_| Error::Closed)??;
-        let mut ahead = Registry::default();
-        let mut shown = Registry::default();
-        let mut apply = |changes: &[Change]| {
-            for change in changes {
-                ahead.apply(change);
-                shown.apply(change);
-            }
-        };
-        let from = snapshot.as_ref().map_or(log.start(), |snapshot| snapshot.offset);
-        if let Some(snapshot) = snapshot {
-            apply(&snapshot.changes);
-        }
+        let (log, mut registry, from) = loaded.await.map_err(|_| Error::Closed)??;
+        let from = from.unwrap_or(log.start());
         let mut since = 0;
         let mut frames = std::pin::pin!(log.read(from));
         let (mut next, end) = (from, log.high_water());
@@ -122,17 +119,18 @@ impl Store {
             let frame = frame?;
             next = frame.offsets.end;
             since += frame.payload.len() as u64;
-            apply(&decode(&folder, &frame.payload, frame.offsets.start)?);
+            decode(&folder, &frame.payload, frame.offsets.start)?.iter().for_each(|change| registry.apply(change));
         }
         let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
         let (appended, taken) = mpsc::channel(IN_FLIGHT);
         let inner = Arc::new(Inner {
             log,
             limits,
-            shown: RwLock::new(shown),
-            ahead: Mutex::new(Ahead { registry: ahead, appended: Some(appended) }),
+            shown: RwLock::new(registry.clone()),
+            ahead: Mutex::new(Ahead { registry, appended: Some(appended) }),
             cache: Cache::default(),
             workers: Semaphore::new(workers),
+            closing: AtomicBool::new(false),
         });
         let applier = tokio::spawn(apply_in_order(inner.clone(), taken, folder, next, since));
         Ok(Self { inner, applier: Mutex::new(Some(applier)) })
@@ -263,6 +261,7 @@ impl Store {
 
     /// Ends it, once all that was appended is applied.
     pub async fn close(&self) {
+        self.inner.closing.store(true, Ordering::Relaxed);
         self.inner.ahead.lock().await.appended = None;
         if let Some(applier) = self.applier.lock().await.take() {
             // It ends with its channel.
@@ -336,8 +335,15 @@ async fn apply_in_order(
     mut next: Offset,
     mut since: u64,
 ) {
+    let write = |next: Offset| {
+        let snapshot = snapshot::Snapshot { offset: next, changes: inner.read(Registry::dump) };
+        tokio::spawn(write_snapshot(inner.clone(), folder.clone(), snapshot))
+    };
     let mut writing: Option<JoinHandle<u64>> = None;
     let mut last = 0;
+    if since > TAIL_AT_START {
+        (since, writing) = (0, Some(write(next)));
+    }
     while let Some(Appended { commit, changes, done }) = taken.recv().await {
         let durable = match commit {
             Some(commit) => commit.await.map(|appended| next = appended.offsets.end),
@@ -355,9 +361,8 @@ async fn apply_in_order(
         {
             last = written.await.unwrap_or(last);
         }
-        if writing.is_none() && since > last.max(SEGMENT_BYTES) {
-            let snapshot = snapshot::Snapshot { offset: next, changes: inner.read(Registry::dump) };
-            (since, writing) = (0, Some(tokio::spawn(write_snapshot(inner.log.clone(), folder.clone(), snapshot))));
+        if writing.is_none() && since > (last / 2).max(TAIL) {
+            (since, writing) = (0, Some(write(next)));
         }
     }
     if let Some(writing) = writing {
@@ -366,9 +371,10 @@ async fn apply_in_order(
 }
 
 /// Writes it, then takes away what it makes superfluous; its size.
-async fn write_snapshot(log: Log, folder: PathBuf, snapshot: snapshot::Snapshot) -> u64 {
-    let (id, offset) = (log.id(), snapshot.offset);
-    let written = tokio::task::spawn_blocking(move || snapshot.write(&folder, id)).await;
+async fn write_snapshot(inner: Arc<Inner>, folder: PathBuf, snapshot: snapshot::Snapshot) -> u64 {
+    let (log, offset) = (inner.log.clone(), snapshot.offset);
+    let id = log.id();
+    let written = tokio::task::spawn_blocking(move || snapshot.write(&folder, id, &inner.closing)).await;
     match written {
         Ok(Ok(bytes)) => {
             tracing::info!(offset = offset.0, bytes, "registry snapshot written");
@@ -400,15 +406,10 @@ fn decode(folder: &Path, payload: &[u8], at: Offset) -> Result<Vec<Change>> {
 
 fn peek(folder: &Path) -> Result<Registry> {
     let mut registry = Registry::default();
-    let snapshot = snapshot::load(folder, None)?;
+    let from = snapshot::load(folder, None, &mut |change| registry.apply(&change))?;
     let files = LogFiles::open(folder)?;
-    let Some(standing) = files.standing()? else { return Ok(registry) };
-    let mut from = standing.start;
-    if let Some(snapshot) = snapshot {
-        snapshot.changes.iter().for_each(|change| registry.apply(change));
-        from = snapshot.offset;
-    }
-    let mut cursor = files.read(from)?;
+    let Some(standing) = files.standing()? else { return Ok(Registry::default()) };
+    let mut cursor = files.read(from.unwrap_or(standing.start))?;
     while let Some(frame) = cursor.next()? {
         decode(folder, &frame.payload, frame.offsets.start)?.iter().for_each(|change| registry.apply(change));
     }

@@ -230,6 +230,103 @@ async fn every_route_answers_as_its_clients_expect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
+    let mut registry = Registry::start(&folder("registry-tags"), "").await;
+    let port = registry.port;
+    let inner = r#"{"type":"record","name":"In","namespace":"n","fields":[{"name":"x","type":"int"}]}"#;
+    let one = record(&format!(r#"{{"name":"a","type":["null",{inner}],"default":null}}"#));
+    let said = json!({"schema": one, "metadata": {"properties": {"owner": "me"}}, "ruleSet": {"domainRules": [{"name": "r"}]}});
+    let more = record(r#"{"name":"b","type":"int","default":1}"#);
+    let entity = |kind: &str, path: &str, tags: &[&str]| json!([{"schemaEntity": {"entityType": kind, "entityPath": path}, "tags": tags}]);
+    table(
+        port,
+        &[
+            ("POST", "/subjects/s/versions", said.to_string(), 200, json!({"id": 1, "version": 1})),
+            // A version that says nothing has what the last one said; one that says something, that.
+            ("POST", "/subjects/s/versions", body(&more), 200, json!({"id": 2, "version": 2})),
+            (
+                "GET",
+                "/subjects/s/metadata?key=owner&value=me",
+                String::new(),
+                200,
+                json!({"subject": "s", "version": 2, "id": 2,
+            "metadata": said["metadata"], "ruleSet": said["ruleSet"], "schema": more}),
+            ),
+            ("POST", "/subjects/s/versions", body(&one), 200, json!({"id": 1, "version": 1})),
+            (
+                "POST",
+                "/subjects/s",
+                body(&more),
+                200,
+                json!({"subject": "s", "version": 2, "id": 2,
+            "metadata": said["metadata"], "ruleSet": said["ruleSet"], "schema": more}),
+            ),
+            (
+                "POST",
+                "/subjects/s/versions/1/tags",
+                json!({"tagsToAdd": entity("sr_field", "n.In.x", &["PII", "B"])}).to_string(),
+                200,
+                json!({"id": 3, "version": 3}),
+            ),
+            (
+                "GET",
+                "/subjects/s/versions/3",
+                String::new(),
+                200,
+                json!({"subject": "s", "version": 3, "id": 3,
+            "metadata": said["metadata"], "ruleSet": said["ruleSet"],
+            "schema": one.replace(r#""type":"int"}"#, r#""type":"int","confluent:tags":["B","PII"]}"#)}),
+            ),
+            (
+                "POST",
+                "/subjects/s/versions/latest/tags",
+                json!({"tagsToRemove": entity("sr_field", "n.In.x", &["PII", "B"]),
+            "tagsToAdd": entity("sr_record", "R", &["T"]), "metadata": {"properties": {"level": "1"}},
+            "rulesToRemove": ["r"], "rulesToMerge": {"domainRules": [{"name": "q"}]}})
+                .to_string(),
+                200,
+                json!({"id": 4, "version": 4}),
+            ),
+            (
+                "GET",
+                "/subjects/s/versions/4",
+                String::new(),
+                200,
+                json!({"subject": "s", "version": 4, "id": 4,
+            "metadata": {"properties": {"owner": "me", "level": "1"}}, "ruleSet": {"domainRules": [{"name": "q"}]},
+            "schema": format!(r#"{},"confluent:tags":["T"]}}"#, one.strip_suffix('}').unwrap())}),
+            ),
+            (
+                "POST",
+                "/subjects/s/versions/latest/tags",
+                json!({"tagsToAdd": entity("sr_field", "R.z", &["T"])}).to_string(),
+                422,
+                json!(42201),
+            ),
+            (
+                "POST",
+                "/subjects/s/versions/latest/tags",
+                json!({"tagsToAdd": entity("table", "R", &["T"])}).to_string(),
+                422,
+                json!(42201),
+            ),
+            (
+                "POST",
+                "/subjects/s/versions/latest/tags",
+                json!({"newVersion": 9, "metadata": {"properties": {"new": "1"}}}).to_string(),
+                422,
+                json!(42201),
+            ),
+            ("POST", "/subjects/s/versions/9/tags", json!({}).to_string(), 404, json!(40402)),
+            ("POST", "/subjects/t/versions/1/tags", json!({}).to_string(), 404, json!(40401)),
+            ("POST", "/subjects/s/versions/latest/tags", json!({"tagsToAdd": 7}).to_string(), 400, json!(400)),
+        ],
+    )
+    .await;
+    registry.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn media_types_methods_and_heads() {
     let mut registry = Registry::start(&folder("registry-media"), "").await;
     let port = registry.port;

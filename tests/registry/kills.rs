@@ -102,3 +102,49 @@ async fn a_kill_before_or_after_the_sync_loses_nothing_that_was_told() {
         registry.stop();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_while_a_snapshot_is_written_loses_nothing_that_was_told() {
+    let text = |n: usize| format!(r#"{{"type":"fixed","name":"F{n}","size":4,"doc":"{}"}}"#, "x".repeat(900_000));
+    for point in ["registry-snapshot-written", "registry-snapshot-named"] {
+        let mut registry = Registry::start(&folder(point), "").await;
+        registry.stop();
+        registry.daemon.start(&["run"], Some(point));
+        let port = registry.port;
+        until(20, "the registry answers", || async move {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+        })
+        .await;
+        let mut told = Vec::new();
+        // Ends by the kill: a snapshot is written behind 16 MiB.
+        for n in 0..60 {
+            let asked =
+                tokio::spawn(
+                    async move { ask(port, "POST", &format!("/subjects/s{n}/versions"), &body(&text(n))).await },
+                );
+            match asked.await {
+                Ok(answer) if answer.status == 200 => told.push((n, answer.json()["id"].clone())),
+                _ => break,
+            }
+        }
+        let ended = registry.daemon.wait(std::time::Duration::from_secs(10));
+        assert!(ended.stderr.contains("fault point hit"), "{point}: {}", ended.stderr);
+        assert!(told.len() > 10, "{point}: only {} were told", told.len());
+        // A start writes one too: killed in it again and again, it reads the same.
+        for patience in [0, 5, 20, 60] {
+            registry.up().await;
+            tokio::time::sleep(std::time::Duration::from_millis(patience)).await;
+            registry.daemon.kill();
+        }
+        registry.up().await;
+        for (n, id) in &told {
+            let json = ask(port, "GET", &format!("/subjects/s{n}/versions/1"), "").await.json();
+            assert_eq!(json["id"], *id, "{point}, s{n}");
+            let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+            assert!(parsed(json["schema"].as_str().unwrap()) == parsed(&text(*n)), "{point}, s{n}");
+        }
+        let new = ask(port, "POST", "/subjects/new/versions", &body("\"int\"")).await.json();
+        assert!(new["id"].as_u64() > told.last().and_then(|(_, id)| id.as_u64()), "{new}");
+        registry.stop();
+    }
+}

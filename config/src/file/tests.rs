@@ -74,6 +74,40 @@ fn a_contract_is_rules_with_their_places() {
 }
 
 #[test]
+fn rules_in_json_are_rules_of_the_configuration() {
+    use crate::{Contract, Must};
+    let read = |column: Option<&str>, text: &str| Contract::from_json("version 3", column, text);
+    let table = r#"{"required": ["a"], "range": {"b.c": {"min": -1.5}}, "allowed": {"d": [1, "two", true]}}"#;
+    let musts =
+        |contract: &Contract| contract.rules.iter().map(|r| (r.column.clone(), r.must.clone())).collect::<Vec<_>>();
+    let range = Must::Range { min: Some("-1.5".into()), max: None };
+    let allowed = Must::BeOneOf(vec!["1".into(), "two".into(), "true".into()]);
+    let whole = read(None, table).unwrap();
+    let expected =
+        [("a".into(), Must::BePresent), ("b.c".into(), range.clone()), ("d".into(), allowed.clone())].to_vec();
+    assert_eq!(musts(&whole), expected);
+    let column =
+        r#"{"required": true, "key": false, "range": {"min": -1.5}, "pattern": "^x", "allowed": [1, "two", true]}"#;
+    let of_b = |must: Must| ("b".to_owned(), must);
+    let of = read(Some("b"), column).unwrap();
+    let expected = [Must::BePresent, range, Must::Match("^x".into()), allowed].map(of_b).to_vec();
+    assert_eq!(musts(&of), expected);
+    assert_eq!(of.rules[1].place, "version 3: range.b");
+    for (column, text, said) in [
+        (Some("b"), "{", "version 3: is no JSON"),
+        (Some("b"), "7", "must be an object"),
+        (Some("b"), r#"{"rang": {"min": 1}}"#, "version 3: rang: is not a setting (did you mean `range`?)"),
+        (Some("b"), r#"{"required": "yes"}"#, "must be true or false"),
+        (Some("b"), r#"{"range": {"min": null}}"#, "must be a number or a text"),
+        (None, r#"{"required": "a"}"#, "must be a list of texts"),
+        (None, "[]", "must be a table"),
+    ] {
+        let faults = read(column, text).unwrap_err().join("\n");
+        assert!(faults.contains(said), "{text}: {faults}");
+    }
+}
+
+#[test]
 fn what_is_no_toml_is_told_with_its_line() {
     let faults = load("data_dir = \"a\"\n[sources.shop\n").unwrap_err();
     assert!(faults[0].starts_with("highwater.toml:2: "), "{}", faults[0]);

@@ -103,6 +103,7 @@ fn finding(held: &serde_json::Value) -> Finding {
         all.iter().filter_map(|violation| violation.as_str().map(str::to_owned)).collect::<Vec<_>>()
     };
     let why: Vec<String> = held["shapes"].as_array().into_iter().flatten().flat_map(why).collect();
+    let why: Vec<String> = why.into_iter().chain(held["rules"].as_str().map(str::to_owned)).collect();
     let what = format!(
         "{} is held back since {}, {} events wait: {}",
         text("table"),

@@ -33,7 +33,7 @@ pub(crate) fn told(source: &str, state: &State, holds: &[Hold]) -> Vec<Value> {
             .map(|parked| {
                 json!({
                     "number": parked.shape.number, "last_good": parked.good, "level": parked.level,
-                    "changes": parked.changes, "violations": parked.violations,
+                    "changes": parked.changes, "violations": parked.violations, "undecided": parked.undecided,
                 })
             })
             .collect();
@@ -49,6 +49,7 @@ pub(crate) fn told(source: &str, state: &State, holds: &[Hold]) -> Vec<Value> {
             "shapes": shapes,
             "compatible_again": approved.get(hold.last).is_some(),
             "reset": hold.reset,
+            "rules": hold.rules,
             "remedy": remedy(source, &table, hold, &shapes, approved.get(hold.last).is_some()),
         }));
     }
@@ -58,6 +59,14 @@ pub(crate) fn told(source: &str, state: &State, holds: &[Hold]) -> Vec<Value> {
 fn remedy(source: &str, table: &str, hold: &Hold, shapes: &[Value], again: bool) -> String {
     if hold.reset {
         return "nothing: what waits is given up as soon as the table is read anew".into();
+    }
+    if hold.rules.is_some() {
+        return Hold::MEND.into();
+    }
+    if !shapes.is_empty() && shapes.iter().all(|shape| shape["undecided"] == true) {
+        return "nothing: it goes on by itself once the registry of `[registry] url` answers and its level allows it; \
+                look at that registry if it does not"
+            .into();
     }
     if shapes.is_empty() && again {
         return format!("`highwater schemas approve {source} {table}`: its shape is compatible again");
@@ -78,6 +87,9 @@ pub(crate) fn print(held: &Value) {
         text(&held["table"]),
         text(&held["since"])
     ));
+    if let Some(why) = held["rules"].as_str() {
+        out::line(format_args!("         rules of the registry: {why}"));
+    }
     for shape in held["shapes"].as_array().into_iter().flatten() {
         for change in shape["changes"].as_array().into_iter().flatten() {
             out::line(format_args!("         changed: {}", text(change)));
@@ -128,7 +140,8 @@ pub(crate) fn left(source: &str, log: &Log) -> Option<Error> {
         all.iter().map(|held| format!("{} ({} events)", text(&held["table"]), held["events"])).collect();
     Some(
         Error::halt(format!(
-            "everything else is delivered, but held back for their new shapes are {}",
+            "everything else is delivered, but held back{} are {}",
+            if all.iter().all(|held| held["rules"].is_null()) { " for their new shapes" } else { "" },
             tables.join(", ")
         ))
         .hint(text(&first["remedy"])),
@@ -170,9 +183,9 @@ pub(crate) async fn approve(config: &Config, source: &str, table: &str, how: App
     let (log, _) = Log::open(&folder, options).map_err(|error| log_error(&folder, error))?;
     let (registrar, store) = registrar(config).await?;
     let done = async {
-        let book = book(of, &log, registrar)?;
-        let stream = stream_of(&Hold::from_state(&log.state())?, table)?;
         let rules = quarantine::rules(config, of);
+        let book = book(of, &log, registrar)?.with_contracts(rules.contracts.clone());
+        let stream = stream_of(&Hold::from_state(&log.state())?, table)?;
         connector_runtime::approve_stopped(&log, Arc::new(book), &stream, how, rules, || again(&log, &stream)).await
     };
     let done = done.await;

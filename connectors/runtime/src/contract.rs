@@ -4,6 +4,8 @@
 //! borrows what it compares: nothing is allocated for a row. A shape without
 //! rules has no check, and its rows are not looked at.
 
+mod registered;
+
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fmt;
@@ -16,6 +18,8 @@ use connector::{
 };
 use regex_automata::meta::Regex;
 
+pub(crate) use registered::{Registered, Wrong};
+
 /// By schema and table.
 type ByTable = Arc<dyn Fn(&str, &str) -> Option<Contract> + Send + Sync>;
 
@@ -26,6 +30,8 @@ pub struct Contracts {
     any: bool,
     /// Streams whose contract was found to fit.
     seen: Arc<Mutex<HashSet<String>>>,
+    /// Those that stand in the registry.
+    registered: Arc<Registered>,
 }
 
 impl fmt::Debug for Contracts {
@@ -41,12 +47,14 @@ pub struct Unfitting {
     pub place: String,
     /// What is wrong with it.
     pub what: String,
+    /// Its column is not there.
+    pub no_column: bool,
 }
 
 impl Contracts {
     /// By schema and table; `any`: whether there is one at all.
     pub fn new(any: bool, of: impl Fn(&str, &str) -> Option<Contract> + Send + Sync + 'static) -> Self {
-        Self { of: Arc::new(of), any, seen: Arc::default() }
+        Self { of: Arc::new(of), any, seen: Arc::default(), registered: Arc::default() }
     }
 
     /// None at all.
@@ -54,9 +62,19 @@ impl Contracts {
         Self::new(false, |_, _| None)
     }
 
-    /// Whether no table has one.
+    /// Whether the configuration has none.
     pub fn is_empty(&self) -> bool {
         !self.any
+    }
+
+    /// Whether no table has one, here or in the registry.
+    pub(crate) fn bind_nobody(&self) -> bool {
+        !self.any && self.registered.is_empty()
+    }
+
+    /// Those that stand in the registry.
+    pub(crate) fn registered(&self) -> &Registered {
+        &self.registered
     }
 
     fn of(&self, table: &Table) -> Option<Contract> {
@@ -67,7 +85,11 @@ impl Contracts {
     /// The check of a shape; None: it has no rules. Rules that do not fit it
     /// are left out, but for those that nothing can fulfil.
     pub(crate) fn check(&self, table: &Table) -> Option<Check> {
-        self.of(table).map(|contract| Check::compile(&contract, table).0)
+        let mut contract = self.of(table).unwrap_or_default();
+        if table.kind == TableKind::Table {
+            contract.rules.extend(self.registered.rules(&table.stream()));
+        }
+        (!contract.rules.is_empty()).then(|| Check::compile(&contract, table).0)
     }
 
     /// What of a table's contract does not fit it.
@@ -84,7 +106,7 @@ impl Contracts {
         }
         let unfitting = self.unfitting(table);
         let first = self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(table.stream());
-        let Some(Unfitting { place, what }) = unfitting.into_iter().next() else { return Ok(()) };
+        let Some(Unfitting { place, what, .. }) = unfitting.into_iter().next() else { return Ok(()) };
         if !first {
             tracing::warn!(place, what, "a rule of a contract fits its table no more");
             return Ok(());
@@ -139,8 +161,10 @@ impl Check {
         let (mut rules, mut unfitting) = (Vec::new(), Vec::new());
         for rule in &contract.rules {
             let number = rules.len();
-            let mut unfit = |what| unfitting.push(Unfitting { place: rule.place.clone(), what });
-            let Some(at) = table.columns.iter().position(|column| column.name == rule.column) else {
+            let at = table.columns.iter().position(|column| column.name == rule.column);
+            let no_column = at.is_none();
+            let mut unfit = |what| unfitting.push(Unfitting { place: rule.place.clone(), what, no_column });
+            let Some(at) = at else {
                 unfit(format!("{}.{} has no column {:?} that is captured", table.schema, table.name, rule.column));
                 if matches!(rule.must, Must::BePresent | Must::BeKey)
                     && let Some(first) = columns.first_mut()

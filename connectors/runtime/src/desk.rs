@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::gate::{Approval, Approved, Attempt, Hold, Let};
 use crate::quarantine::{Deed, Done, Filter};
-use crate::schemas::SchemaBook;
+use crate::schemas::{SchemaBook, Settled};
 
 /// Asked by commands, done by ingest between two transactions.
 pub(crate) enum Request {
@@ -18,6 +18,10 @@ pub(crate) enum Request {
     LetGo { stream: String, shapes: Vec<Shape>, reply: oneshot::Sender<Result<Let>> },
     /// Gives up what waits, and has the table read anew.
     Reset { stream: String, shapes: Vec<Shape>, again: Vec<StateChange>, reply: oneshot::Sender<Result<Let>> },
+    /// What the registry says of shapes that have waited for it.
+    Settle { settled: Settled, reply: oneshot::Sender<Result<()>> },
+    /// The registry has other rules than before.
+    Heed { reply: oneshot::Sender<Result<()>> },
     /// Lets rows of the quarantine go, or gives them up.
     Act { deed: Deed, filter: Filter, reply: oneshot::Sender<Result<Done>> },
 }
@@ -29,14 +33,18 @@ pub struct Desk {
     requests: mpsc::Sender<Request>,
 }
 
-/// The desk's other side: for a pipeline.
-pub struct Requests(pub(crate) mpsc::Receiver<Request>);
+/// The desk's other side: for a pipeline, which has requests of its own too.
+pub struct Requests {
+    pub(crate) taken: mpsc::Receiver<Request>,
+    pub(crate) desk: Desk,
+}
 
 impl Desk {
     /// A desk, and its other side.
     pub fn new(book: Arc<SchemaBook>) -> (Self, Requests) {
         let (requests, taken) = mpsc::channel(1);
-        (Self { book, requests }, Requests(taken))
+        let desk = Self { book, requests };
+        (desk.clone(), Requests { taken, desk })
     }
 
     /// Lets a held stream go on. `again` has the source read the table anew,
@@ -62,6 +70,21 @@ impl Desk {
     /// Lets rows of the quarantine go, or gives them up.
     pub async fn quarantine(&self, deed: Deed, filter: Filter) -> Result<Done> {
         self.ask(|reply| Request::Act { deed, filter, reply }).await?
+    }
+
+    /// Takes over what the registry says.
+    pub(crate) async fn settle(&self, settled: Settled) -> Result<()> {
+        self.ask(|reply| Request::Settle { settled, reply }).await?
+    }
+
+    /// Has other rules of the registry followed.
+    pub(crate) async fn heed(&self) -> Result<()> {
+        self.ask(|reply| Request::Heed { reply }).await?
+    }
+
+    /// Whether nobody takes requests any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.requests.is_closed()
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T> {

@@ -28,6 +28,13 @@
 //! for releasing half of a table's rows would show a state that never was for
 //! as long as the person thinks about the second shape.
 //!
+//! A shape may wait for a registry that is away, not for a person: it is
+//! settled by itself (`clerk.rs`), and let go likewise.
+//!
+//! A stream may be held for the rules that the registry has for it and nobody
+//! can follow (`contract/registered.rs`): from the moment that is known, until
+//! they are mended, and then it is let go by itself.
+//!
 //! *Reset*, the source reads the table anew. What was held goes with the mark
 //! that begins the new generation, not before: rows of the stream that come
 //! until then would meet a table that lacks what was given up.
@@ -46,6 +53,7 @@ use connector::{Batch, Change, Error, Halves, Malformed, Mark, Result, Run, Sche
 use serde::{Deserialize, Serialize};
 use storage::{EventLog, Kind, Log, LogBatch, Offset, State, StateChange};
 
+use crate::contract::Wrong;
 use crate::hold::{Pick, count, put, remove};
 use crate::schemas::{Parked, SchemaBook};
 use crate::status::now_micros;
@@ -83,6 +91,9 @@ pub struct Hold {
     /// It is read anew; what waits goes when that begins.
     #[serde(default)]
     pub reset: bool,
+    /// Rules of the registry that cannot be followed.
+    #[serde(default)]
+    pub rules: Option<String>,
 }
 
 impl Hold {
@@ -97,12 +108,11 @@ impl Hold {
         })
     }
 
-    fn new(parked: &Parked, position: Option<Vec<u8>>) -> Self {
-        let table = &parked.shape.table;
+    fn new(stream: String, [schema, table]: [&str; 2], last: SchemaNumber, position: Option<Vec<u8>>) -> Self {
         Self {
-            stream: table.stream(),
-            schema: table.schema.clone(),
-            table: table.name.clone(),
+            stream,
+            schema: schema.into(),
+            table: table.into(),
             since: now_micros(),
             position,
             from: None,
@@ -110,8 +120,9 @@ impl Hold {
             bytes: 0,
             counted: 0,
             shapes: Vec::new(),
-            last: parked.shape.number,
+            last,
             reset: false,
+            rules: None,
         }
     }
 
@@ -195,6 +206,11 @@ impl Gate {
         self.holds.values().cloned().collect()
     }
 
+    /// Whether something waits that goes on by itself.
+    pub(crate) fn waits_for_registry(&self, log: &Log) -> bool {
+        !self.holds.is_empty() && Parked::undecided(&log.state()).is_ok_and(|all| !all.is_empty())
+    }
+
     /// Whether a hold has begun or ended.
     pub(crate) fn has_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
@@ -255,6 +271,27 @@ impl Gate {
         Ok((LogBatch { ends_transaction: false, ..batch }, Some(second)))
     }
 
+    /// Holds back what has rules that cannot be followed, from here on.
+    pub(crate) fn heed(&mut self) {
+        let next = self.next;
+        for Wrong { stream, schema, table, why } in self.book.registered().wrong() {
+            let hold = self.holds.entry(stream.clone()).or_insert_with(|| {
+                tracing::error!(
+                    stream,
+                    why,
+                    "the registry has rules for it that cannot be followed: its changes are held back from here on, \
+                     all other tables go on"
+                );
+                Hold::new(stream, [&schema, &table], 0, None)
+            });
+            if hold.rules.as_ref() != Some(&why) {
+                hold.from.get_or_insert(next);
+                hold.rules = Some(why);
+                (self.parked, self.news) = (true, true);
+            }
+        }
+    }
+
     /// What is counted, to be written once more at the end.
     pub(crate) fn counted(&mut self) -> Vec<StateChange> {
         let next = self.next;
@@ -276,15 +313,28 @@ impl Gate {
     fn begins(&mut self, parked: &Parked, position: Option<Vec<u8>>) {
         self.parked = true;
         if let Entry::Vacant(vacant) = self.holds.entry(parked.shape.table.stream()) {
-            tracing::error!(
-                stream = vacant.key(),
-                level = parked.level,
-                changed = parked.changes.join("; "),
-                violations = parked.violations.join("; "),
-                "its new shape is incompatible: its changes are held back from here on, all other tables go on. \
-                 `highwater schemas diff` shows it, `highwater schemas approve` lets it go on"
-            );
-            vacant.insert(Hold::new(parked, position));
+            let stream = vacant.key();
+            let (changed, why) = (parked.changes.join("; "), parked.violations.join("; "));
+            if parked.undecided {
+                tracing::warn!(
+                    stream,
+                    changed,
+                    why,
+                    "its changes are held back until the registry answers, all other tables go on"
+                );
+            } else {
+                tracing::error!(
+                    stream,
+                    level = parked.level,
+                    changed,
+                    violations = why,
+                    "its new shape is incompatible: its changes are held back from here on, all other tables go on. \
+                     `highwater schemas diff` shows it, `highwater schemas approve` lets it go on"
+                );
+            }
+            let (table, number) = (&parked.shape.table, parked.shape.number);
+            let hold = Hold::new(stream.clone(), [&table.schema, &table.name], number, position);
+            vacant.insert(hold);
         }
         self.news = true;
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use connector::{Action, Captured, Error, Fresh, Result, Source, fault};
 use storage::{EventLog, Kind, Log, LogBatch, Offset, StateChange};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::desk::{Request, Requests};
+use crate::desk::Request;
 use crate::gate::Gate;
 use crate::notes::Notes;
 use crate::orders::source_paused;
@@ -32,7 +32,7 @@ pub(crate) struct Ingest<S> {
     pub(crate) log: Log,
     pub(crate) notes: Notes,
     pub(crate) book: Arc<SchemaBook>,
-    pub(crate) requests: Requests,
+    pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) rules: Rules,
     pub(crate) status: SourceStatus,
     /// Where to say the offset at which all that was asked for is durable;
@@ -155,6 +155,7 @@ impl<S: Source> Ingest<S> {
         opened?;
         let mut gate = Gate::open(self.book.clone(), &self.log).await?;
         let mut quarantine = Quarantine::open(self.log.clone(), self.rules.clone()).await?;
+        let mut heeded = 0;
         self.tell(&mut gate);
         self.tell_waiting(&quarantine);
         // Of what was asked for while it was opened.
@@ -186,7 +187,7 @@ impl<S: Source> Ingest<S> {
                     }
                 }
                 // Before what is captured: under load there is always more of that.
-                Some(request) = self.requests.0.recv(), if !inside => {
+                Some(request) = self.requests.recv(), if !inside => {
                     self.drain(&mut waiting).await?;
                     if let Next::Reopen = self.serve(request, &mut gate, &mut quarantine).await? {
                         return Ok(Next::Reopen);
@@ -204,6 +205,11 @@ impl<S: Source> Ingest<S> {
                     }
                     let records = u64::from(batch.records);
                     let mut held = None;
+                    let generation = self.book.registered().generation();
+                    if std::mem::replace(&mut heeded, generation) != generation {
+                        batch.state.extend(self.book.registered().unwritten(&self.log.state()));
+                        gate.heed();
+                    }
                     if gate.concerns(&batch) {
                         if gate.ends_hold(&batch) {
                             self.drain(&mut waiting).await?;
@@ -251,7 +257,7 @@ impl<S: Source> Ingest<S> {
                 },
                 _ = ask.tick(), if self.asks() && waiting.is_empty() => {
                     let durable = self.log.position().await.map_err(log_failed)?;
-                    if self.source.caught_up(durable.as_ref()).await? {
+                    if !gate.waits_for_registry(&self.log) && self.source.caught_up(durable.as_ref()).await? {
                         let end = self.log.high_water();
                         tracing::info!(source = self.name, offset = end.0, "caught up");
                         if let Some(goal) = &self.goal {
@@ -266,6 +272,7 @@ impl<S: Source> Ingest<S> {
     /// Does what a command asks for.
     async fn serve(&mut self, request: Request, gate: &mut Gate, quarantine: &mut Quarantine) -> Result<Next> {
         let mut next = Next::End;
+        gate.heed();
         // Whoever asked may have gone: it is done all the same.
         match request {
             Request::Look { stream, reply } => drop(reply.send(gate.hold(&stream).cloned())),
@@ -273,6 +280,40 @@ impl<S: Source> Ingest<S> {
                 let done = tokio::select! {
                     () = self.cancel.cancelled() => Err(Error::halt("stopped before it was done: nothing was let go")),
                     done = gate.let_go(&self.log, &stream, &shapes, quarantine) => done,
+                };
+                if done.is_err() {
+                    self.log.abort().await.map_err(log_failed)?;
+                    next = Next::Reopen;
+                }
+                let _ = reply.send(done);
+            }
+            Request::Settle { settled, reply } => {
+                let done = tokio::select! {
+                    () = self.cancel.cancelled() => Err(Error::retry("stopped before it was done")),
+                    done = gate.settle(&self.log, &settled, quarantine) => done,
+                };
+                if done.is_err() {
+                    self.log.abort().await.map_err(log_failed)?;
+                    next = Next::Reopen;
+                }
+                let _ = reply.send(done);
+            }
+            Request::Heed { reply } => {
+                let heeding = async {
+                    let changes = self.book.registered().unwritten(&self.log.state());
+                    if !changes.is_empty() {
+                        self.log
+                            .append(crate::orders::batch(changes))
+                            .await
+                            .map_err(log_failed)?
+                            .await
+                            .map_err(log_failed)?;
+                    }
+                    gate.mended(&self.log, quarantine).await
+                };
+                let done = tokio::select! {
+                    () = self.cancel.cancelled() => Err(Error::retry("stopped before it was done")),
+                    done = heeding => done,
                 };
                 if done.is_err() {
                     self.log.abort().await.map_err(log_failed)?;

@@ -17,6 +17,7 @@
 //! another sink: each delivery has its own cursor in the log.
 
 mod backoff;
+mod clerk;
 mod contract;
 mod delivery;
 mod desk;

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::clerk::Clerk;
 use crate::delivery::{Delivery, Outcome};
 use crate::desk::Requests;
 use crate::ingest::Ingest;
@@ -93,13 +94,15 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
         // Not by its offsets: retention may have taken all that a log once held.
         let new_log = log.state().prefix(FOLLOWED.as_bytes()).next().is_none();
         let (halts, mut halted_sinks) = mpsc::unbounded_channel();
+        let Requests { taken, desk } = requests;
+        let clerk = Clerk { log: log.clone(), book: book.clone(), desk, cancel: stop.clone() };
         let ingest = Ingest {
             name: name.clone(),
             source,
             log: log.clone(),
             notes: notes.clone(),
             book,
-            requests,
+            requests: taken,
             rules,
             status,
             goal: until_caught_up.then(|| goal.clone()),
@@ -128,6 +131,7 @@ impl<S: Source + 'static, K: Sink + 'static> Pipeline<S, K> {
         }
         parts.spawn(retention(log.clone(), kept, orders.clone(), stop.clone()));
         parts.spawn(failure(log.clone(), stop.clone()));
+        parts.spawn(async move { Part::Ingest(clerk.run().await) });
 
         let mut ended = Ended::default();
         let mut goal_watch = goal.subscribe();

@@ -80,6 +80,8 @@ pub(crate) struct Quarantine {
     log: Log,
     rules: Rules,
     known: HashMap<SchemaNumber, Arc<Known>>,
+    /// Of the registered rules that `known` has.
+    generation: u64,
     frames: BTreeMap<u64, HeldFrame>,
     fences: Fences,
     discarded: Discarded,
@@ -100,12 +102,14 @@ impl Quarantine {
     /// As the log's state has it. Nothing may be under way in the log.
     pub(crate) async fn open(log: Log, rules: Rules) -> Result<Self> {
         let state = log.state();
+        rules.contracts.registered().read(&state)?;
         let next = log.high_water().0;
         let (frames, discarded) = (frames_of(&state)?, Discarded::of(&state));
         let mut this = Self {
             log,
             rules,
             known: HashMap::new(),
+            generation: 0,
             frames,
             fences: Fences::default(),
             discarded,
@@ -207,7 +211,18 @@ impl Quarantine {
 
     /// Whether nothing waits, and nothing can come to wait by a rule.
     fn is_idle(&self) -> bool {
-        self.fences.is_empty() && self.rules.contracts.is_empty()
+        self.fences.is_empty() && self.rules.contracts.bind_nobody()
+    }
+
+    /// Looks at rows by the rules that the registry has now.
+    fn refresh(&mut self) {
+        let generation = self.rules.contracts.registered().generation();
+        if std::mem::replace(&mut self.generation, generation) == generation {
+            return;
+        }
+        for known in self.known.values_mut() {
+            *known = Arc::new(Known::new(known.shape.clone(), &self.rules.contracts));
+        }
     }
 
     /// What a batch becomes: what passes, then what waits, as one transaction
@@ -215,6 +230,7 @@ impl Quarantine {
     pub(crate) fn sift(&mut self, mut batch: LogBatch, unfit: u32) -> Result<(LogBatch, Option<LogBatch>)> {
         let (start, records) = (self.next, u64::from(batch.records));
         self.next += records;
+        self.refresh();
         if !batch.state.is_empty() {
             // A shape that is new comes with the first batch that uses it, and
             // stands in the log's state only when its transaction has ended.

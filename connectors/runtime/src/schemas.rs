@@ -6,20 +6,27 @@
 //! otherwise. A parked shape stands in the log's state apart from the others
 //! (`parked/…`, not `schema/…`), so no reader can take it for one that was
 //! approved. That the rows under it are held back is the gate's (`gate.rs`).
+//!
+//! A registry elsewhere may be away. A new shape is *undecided* then: parked
+//! too, so that only its table waits, and settled by itself once the registry
+//! answers (`clerk.rs`), in order: a shape behind an undecided one of its
+//! stream is undecided with it. While no table at all has a shape that was
+//! approved, there is nothing that could go on, and the source waits instead.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use config::OnIncompatible;
 use connector::{
-    Difference, Error, Resolved, Result, SchemaNumber, Schemas, Shape, Shapes, Table, key_schema, value_schema,
+    Difference, Error, Resolved, Result, SchemaNumber, Schemas, Shape, Shapes, Table, TableKind, key_schema,
+    value_schema,
 };
 use schema_registry::Registrar;
 use serde::{Deserialize, Serialize};
 use storage::{EventLog, Log, State};
 use tokio::runtime::Handle;
 
-use crate::contract::Contracts;
+use crate::contract::{Contracts, Registered};
 use crate::hold::put;
 use crate::status::now_micros;
 
@@ -64,6 +71,9 @@ pub struct Parked {
     pub changes: Vec<String>,
     /// All that forbids it, in words.
     pub violations: Vec<String>,
+    /// Nothing forbids it yet: the registry cannot be reached.
+    #[serde(default)]
+    pub undecided: bool,
 }
 
 impl Parked {
@@ -72,6 +82,20 @@ impl Parked {
 
     pub(crate) fn state_key(number: SchemaNumber) -> String {
         format!("{}{number:010}", Self::STATE_PREFIX)
+    }
+
+    fn new(shape: Shape, good: Option<SchemaNumber>, judged: Judged, undecided: bool) -> Self {
+        let Judged { level, changes, violations } = judged;
+        Self { shape, since: now_micros(), good, level, changes, violations, undecided }
+    }
+
+    /// Those that wait for the registry, by stream and in order.
+    pub(crate) fn undecided(state: &State) -> Result<BTreeMap<String, Vec<Self>>> {
+        let mut all: BTreeMap<String, Vec<Self>> = BTreeMap::new();
+        for parked in Self::from_state(state)?.into_iter().filter(|parked| parked.undecided) {
+            all.entry(parked.shape.table.stream()).or_default().push(parked);
+        }
+        Ok(all)
     }
 
     /// All that a log's state holds.
@@ -90,6 +114,24 @@ pub struct Judged {
     pub changes: Vec<String>,
     /// All that forbids it, in words; empty: it may go on.
     pub violations: Vec<String>,
+}
+
+/// What is decided over a shape.
+enum Verdict {
+    /// It goes on, under these ids of the registry.
+    Registered(Option<u32>, u32),
+    /// It waits for a person.
+    Parked(Judged),
+    /// It waits for the registry.
+    Undecided(Judged),
+}
+
+/// What became of shapes of a stream that waited for the registry.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    pub(crate) stream: String,
+    pub(crate) approved: Vec<Shape>,
+    pub(crate) parked: Vec<Parked>,
 }
 
 impl SchemaBook {
@@ -138,15 +180,23 @@ impl SchemaBook {
 
     /// Whether a table's shape may follow what its subjects hold; changes nothing.
     pub async fn judge(&self, table: &Table) -> Result<Judged> {
-        let stream = table.stream();
-        let good = self.good(&stream);
-        let old = good.as_ref().map(|shape| &shape.table);
-        let differences = old.map(|old| Difference::between(old, table)).unwrap_or_default();
+        self.compare(table).await.map_err(|error| failed(&table.stream(), error))
+    }
+
+    /// What changed since the last approved shape.
+    fn changed(&self, table: &Table) -> (Option<Arc<Shape>>, Judged) {
+        let good = self.good(&table.stream());
+        let differences = good.as_ref().map(|good| Difference::between(&good.table, table)).unwrap_or_default();
         let changes = differences.iter().map(ToString::to_string).collect();
-        let mut judged = Judged { level: None, changes, violations: Vec::new() };
+        (good, Judged { level: None, changes, violations: Vec::new() })
+    }
+
+    async fn compare(&self, table: &Table) -> Result<Judged, schema_registry::Error> {
+        let stream = table.stream();
+        let (good, mut judged) = self.changed(table);
+        let old = good.as_ref().map(|shape| &shape.table);
         for (part, text) in texts(table) {
-            let check = self.registry.check(&format!("{stream}.{part}"), &text).await;
-            let check = check.map_err(|error| failed(&stream, error))?;
+            let check = self.registry.check(&format!("{stream}.{part}"), &text).await?;
             judged.level = judged.level.or(check.level);
             judged.violations.extend(check.violations.iter().map(|told| in_words(part, told, old, table)));
         }
@@ -160,17 +210,64 @@ impl SchemaBook {
             let id = self.registry.register(&format!("{stream}.{part}"), &text).await?;
             if part == "Key" { key = Some(id) } else { value = id }
         }
+        // Before a row under it is looked at.
+        self.learn(table).await?;
         Ok((key, value))
     }
 
-    /// Decides over a shape that was never seen: the registry's ids, or why it is parked.
-    async fn decide(&self, table: &Table) -> Result<std::result::Result<(Option<u32>, u32), Judged>> {
+    /// Reads the rules that the registry has for a table; whether they are news.
+    async fn learn(&self, table: &Table) -> Result<bool, schema_registry::Error> {
+        if table.kind != TableKind::Table {
+            return Ok(false);
+        }
+        let subject = format!("{}.Value", table.stream());
+        let told = self.registry.last(&subject).await?;
+        Ok(self.contracts.registered().learn(table, &subject, told))
+    }
+
+    /// As `learn`, for every table. Our own registry is looked at only if it has
+    /// changed since `seen`.
+    pub(crate) async fn learn_all(&self, seen: &mut Option<u64>) -> Result<bool, schema_registry::Error> {
+        let now = self.registry.changes();
+        if now.is_some() && *seen == now {
+            return Ok(false);
+        }
+        let mut last: BTreeMap<String, Arc<Shape>> = BTreeMap::new();
+        for entry in self.known().by_table.values().filter(|entry| entry.parked.is_none()) {
+            let newest = last.entry(entry.shape.table.stream()).or_insert_with(|| entry.shape.clone());
+            if newest.number < entry.shape.number {
+                *newest = entry.shape.clone();
+            }
+        }
+        let mut news = false;
+        for shape in last.values() {
+            news |= self.learn(&shape.table).await?;
+        }
+        *seen = now;
+        Ok(news)
+    }
+
+    /// Whether the registry is another one, which is to be asked gently.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.registry.changes().is_none()
+    }
+
+    /// Rules of the registry.
+    pub(crate) fn registered(&self) -> &Registered {
+        self.contracts.registered()
+    }
+
+    /// Decides over a shape that was never seen.
+    async fn decide(&self, table: &Table) -> Result<Verdict> {
         let stream = table.stream();
-        let mut judged = self.judge(table).await?;
+        let judged = match self.compare(table).await {
+            Ok(judged) => judged,
+            Err(error) => return self.unanswered(table, self.changed(table).1, error),
+        };
         if !judged.violations.is_empty() {
             let told = judged.violations.join("; ");
             match (self.policy)(table) {
-                OnIncompatible::Park => return Ok(Err(judged)),
+                OnIncompatible::Park => return Ok(Verdict::Parked(judged)),
                 OnIncompatible::Halt => return Err(forbidden(table, &judged)),
                 OnIncompatible::Evolve => tracing::warn!(
                     stream,
@@ -181,17 +278,74 @@ impl SchemaBook {
             }
         }
         match self.register(table).await {
-            Ok(ids) => Ok(Ok(ids)),
-            // One elsewhere has the last word, and may have changed its mind meanwhile.
-            Err(schema_registry::Error::Answered { status: 409, message, .. }) => {
-                judged.violations.push(format!("the registry refuses it: {message}"));
-                match (self.policy)(table) {
-                    OnIncompatible::Halt => Err(forbidden(table, &judged)),
-                    _ => Ok(Err(judged)),
-                }
-            }
-            Err(error) => Err(failed(&stream, error)),
+            Ok((key, value)) => Ok(Verdict::Registered(key, value)),
+            Err(error) => self.unanswered(table, judged, error),
         }
+    }
+
+    /// One elsewhere has the last word, and may have changed its mind
+    /// meanwhile; or it says nothing at all.
+    fn unanswered(&self, table: &Table, mut judged: Judged, error: schema_registry::Error) -> Result<Verdict> {
+        use schema_registry::Error as Registry;
+        match &error {
+            Registry::Answered { status: 409, message, .. } => {
+                judged.violations.push(format!("the registry refuses it: {message}"));
+            }
+            // Its mode, its quota: of one table, as far as we know.
+            Registry::Answered { status: 413 | 422, message, .. } if self.has_tables() => {
+                judged.violations.push(format!("the registry refuses it: {message}"));
+            }
+            _ if is_away(&error) && self.has_tables() => {
+                return Ok(Verdict::Undecided(away(judged, &schema_registry::chain(&error))));
+            }
+            _ => return Err(failed(&table.stream(), error)),
+        }
+        match (self.policy)(table) {
+            OnIncompatible::Halt => Err(forbidden(table, &judged)),
+            _ => Ok(Verdict::Parked(judged)),
+        }
+    }
+
+    /// Whether some table has a shape under which it goes on.
+    fn has_tables(&self) -> bool {
+        let known = self.known();
+        known.by_table.values().any(|entry| entry.parked.is_none() && entry.shape.table.kind == TableKind::Table)
+    }
+
+    /// A shape that need not be asked about: another of its stream waits for
+    /// the registry, or the registry is known to be away.
+    fn waits_unasked(&self, table: &Table) -> Option<Verdict> {
+        let stream = table.stream();
+        let before = self.known().by_table.values().any(|entry| {
+            entry.shape.table.stream() == stream && entry.parked.as_ref().is_some_and(|parked| parked.undecided)
+        });
+        let why = match self.registry.trouble() {
+            Some(why) if self.has_tables() => why,
+            _ if before => "a shape before it waits for the registry".to_owned(),
+            _ => return None,
+        };
+        Some(Verdict::Undecided(away(self.changed(table).1, &why)))
+    }
+
+    /// Decides over shapes of one stream that wait for the registry, as far as
+    /// it answers. None: it does not. Nothing of the log changes.
+    pub(crate) async fn settle(&self, undecided: &[Parked]) -> Result<Option<Settled>> {
+        let mut settled = Settled::default();
+        for before in undecided {
+            let (table, number) = (&before.shape.table, before.shape.number);
+            settled.stream = table.stream();
+            match self.decide(table).await? {
+                Verdict::Registered(key, value) => {
+                    settled.approved.push(Shape::new(number, table.clone(), key, value));
+                }
+                Verdict::Parked(judged) => {
+                    let parked = Parked::new(before.shape.clone(), before.good, judged, false);
+                    settled.parked.push(Parked { since: before.since, ..parked });
+                }
+                Verdict::Undecided(_) => break,
+            }
+        }
+        Ok((!settled.approved.is_empty() || !settled.parked.is_empty()).then_some(settled))
     }
 
     /// Registers parked shapes, in order; without `force` each only if the
@@ -221,6 +375,15 @@ impl SchemaBook {
             known.by_table.insert(fingerprint(&shape.table), entry);
         }
     }
+
+    /// These are forbidden, and the log knows it.
+    pub(crate) fn forbidden(&self, all: &[Parked]) {
+        let mut known = self.known();
+        for parked in all {
+            let entry = Entry { shape: Arc::new(parked.shape.clone()), parked: Some(Arc::new(parked.clone())) };
+            known.by_table.insert(fingerprint(&parked.shape.table), entry);
+        }
+    }
 }
 
 impl Schemas for SchemaBook {
@@ -240,22 +403,24 @@ impl Schemas for SchemaBook {
             Some(entry) => entry,
             None => {
                 // Without the lock: a registry that is away must not hold up known tables.
-                let decided = self.runtime.block_on(self.decide(table))?;
+                let verdict = match self.waits_unasked(table) {
+                    Some(verdict) => verdict,
+                    None => self.runtime.block_on(self.decide(table))?,
+                };
                 let good = self.good(&table.stream()).map(|shape| shape.number);
                 let mut known = self.known();
                 let Known { by_table, last } = &mut *known;
                 let make = || {
                     *last += 1;
-                    match decided {
-                        Ok((key, value)) => {
+                    let undecided = matches!(verdict, Verdict::Undecided(_));
+                    match verdict {
+                        Verdict::Registered(key, value) => {
                             Entry { shape: Arc::new(Shape::new(*last, table.clone(), key, value)), parked: None }
                         }
-                        Err(judged) => {
-                            let shape = Shape::new(*last, table.clone(), None, 0);
-                            let Judged { level, changes, violations } = judged;
+                        Verdict::Parked(judged) | Verdict::Undecided(judged) => {
                             let parked =
-                                Parked { shape: shape.clone(), since: now_micros(), good, level, changes, violations };
-                            Entry { shape: Arc::new(shape), parked: Some(Arc::new(parked)) }
+                                Parked::new(Shape::new(*last, table.clone(), None, 0), good, judged, undecided);
+                            Entry { shape: Arc::new(parked.shape.clone()), parked: Some(Arc::new(parked)) }
                         }
                     }
                 };
@@ -319,13 +484,22 @@ fn forbidden(table: &Table, judged: &Judged) -> Error {
     ))
 }
 
+fn is_away(error: &schema_registry::Error) -> bool {
+    use schema_registry::Error as Registry;
+    matches!(error, Registry::Unreachable { .. } | Registry::Answered { status: 429 | 500.., .. })
+}
+
+fn away(judged: Judged, why: &str) -> Judged {
+    Judged { violations: vec![format!("the registry cannot be asked: {why}")], ..judged }
+}
+
 /// A registry that is away for a while holds up a new shape, not the known
 /// ones: those are in the log's state, and are not asked for again.
 fn failed(stream: &str, error: schema_registry::Error) -> Error {
     use schema_registry::Error as Registry;
     let message = format!("could not register the schema of {stream}");
     match &error {
-        Registry::Unreachable { .. } | Registry::Answered { status: 429 | 500.., .. } => Error::retry(message)
+        _ if is_away(&error) => Error::retry(message)
             .because(error)
             .hint("look at the registry of `[registry] url`; tables whose schemas are known need it no more"),
         Registry::Answered { status: 401 | 403, .. } => {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::Client;
 use crate::content::NewSchema;
 use crate::error::{Error, Result};
+use crate::registrar::Told;
 use crate::registry::SchemaId;
 
 /// Never a schema: a registry that takes requests to register says so, and
@@ -50,6 +51,15 @@ impl Client {
             Some((version, answer["schema"].as_str()?.to_owned()))
         };
         Ok(answer.and_then(read))
+    }
+
+    /// What is said about a subject's last version.
+    pub(crate) async fn told(&self, subject: &str) -> Result<Option<Told>> {
+        let answer = self.ask_if(&["subjects", subject, "versions", "latest"], &[]).await?;
+        Ok(answer.map(|answer| {
+            let version = answer["version"].as_u64().and_then(|version| u32::try_from(version).ok()).unwrap_or(0);
+            Told::new(version, answer.get("metadata"))
+        }))
     }
 
     /// Whether a schema is a version of a subject.

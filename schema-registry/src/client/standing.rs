@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 
 /// What the last answers said; shared by all that ask.
 #[derive(Clone, Debug, Default)]
@@ -60,16 +60,6 @@ fn remedy(error: &Error) -> Option<&'static str> {
         Error::Answered { status: 429 | 500.., .. } => Some("look at the registry's own log"),
         _ => None,
     }
-}
-
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

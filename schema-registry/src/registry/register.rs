@@ -41,6 +41,9 @@ pub(crate) struct Demand {
     pub(crate) validate_fields: bool,
     /// Versions to compare with, oldest first.
     pub(crate) earlier: Vec<Source>,
+    /// The subject's last version, whose metadata and rules go on where a new
+    /// one names none.
+    pub(crate) last: Option<Arc<Content>>,
     /// Differs if anything of this may have changed.
     pub(crate) stamp: Stamp,
 }
@@ -90,6 +93,7 @@ impl Registry {
         // What is imported may refer to what is deleted by now.
         self.draw(subject, &resolved, Shown::with_deleted(importing), 0, &mut drawn)?;
         let level = self.level(subject);
+        let last = self.version(subject, Which::Latest, Shown::Live).ok().map(|found| found.content);
         Ok(Demand {
             references: drawn.contents,
             resolved,
@@ -97,7 +101,8 @@ impl Registry {
             strict: !importing,
             level,
             validate_fields: self.validates_fields(subject),
-            earlier: self.earlier(subject, level, new)?,
+            earlier: self.earlier(subject, level, new, last.as_deref())?,
+            last,
             stamp: self.stamp(subject),
         })
     }
@@ -144,7 +149,13 @@ impl Registry {
         Ok(Source { version: found.version.version, content: found.content.clone(), references: drawn.contents })
     }
 
-    fn earlier(&self, subject: &Subject, level: Level, new: &NewSchema) -> Result<Vec<Source>, Refusal> {
+    fn earlier(
+        &self,
+        subject: &Subject,
+        level: Level,
+        new: &NewSchema,
+        last: Option<&Content>,
+    ) -> Result<Vec<Source>, Refusal> {
         if level == Level::None {
             return Ok(Vec::new());
         }
@@ -153,7 +164,7 @@ impl Registry {
             let group = group.as_deref()?;
             metadata?.get("properties")?.get(group)?.as_str().map(str::to_owned)
         };
-        let wanted = mark(new.metadata.as_ref());
+        let wanted = mark(new.metadata.as_ref().or(last.and_then(|last| last.metadata.as_deref())));
         let live = self.all(subject.as_str()).iter().filter(|version| !version.deleted);
         let mut found: Vec<Found> = live
             .filter_map(|version| self.found(subject, *version))
@@ -186,7 +197,6 @@ impl Registry {
     /// Where a schema is a version already; without metadata and rules, any
     /// version of the same text and references will do, the newest first.
     pub(crate) fn find(&self, subject: &Subject, parsed: &Parsed, shown: Shown) -> Option<Found> {
-        let bare = parsed.content.metadata.is_none() && parsed.content.rule_set.is_none();
         let id = self.contexts.get(subject.context()).and_then(|of| of.ids.get(&parsed.guid));
         let all = self.all(subject.as_str()).iter().rev().filter(|version| shown.shows(version));
         let found = all.filter_map(|version| self.found(subject, *version));
@@ -196,7 +206,7 @@ impl Registry {
                 return Some(found);
             }
             let content = &found.content;
-            if *content == parsed.content || (bare && content.is_same_schema(&parsed.content)) {
+            if *content == parsed.content || (parsed.bare && content.is_same_schema(&parsed.content)) {
                 same.get_or_insert(found);
             }
         }

@@ -31,6 +31,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/subjects/{subject}/versions/{version}", get(subjects::version).delete(subjects::delete_version))
         .route("/subjects/{subject}/versions/{version}/schema", get(subjects::version_text))
         .route("/subjects/{subject}/versions/{version}/referencedby", get(subjects::referenced_by))
+        .route("/subjects/{subject}/versions/{version}/tags", post(subjects::tag))
         .route("/compatibility/subjects/{subject}/versions", post(compatibility::with_all))
         .route("/compatibility/subjects/{subject}/versions/{version}", post(compatibility::with_one))
         .route("/config", get(settings::config).put(settings::set_config).delete(settings::remove_config))

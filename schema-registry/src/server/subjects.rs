@@ -9,9 +9,11 @@ use super::App;
 use super::answer::{Answer, Entity, Failure, bare, ok};
 use super::ask::Ask;
 use super::schemas::text;
+use super::tags::Changes;
 use crate::content::NewSchema;
 use crate::error::{Code, Refusal};
 use crate::registry::{Found, Shown, Which};
+use crate::subject::Subject;
 
 type Shared = State<Arc<App>>;
 
@@ -40,6 +42,17 @@ pub(super) async fn register(State(app): Shared, ask: Ask) -> Answer {
     let subject = ask.subject(&app)?;
     let (normalize, unknown) = (ask.flag("normalize"), ask.accepts_unknown());
     let new: NewSchema = ask.json(&app).await?;
+    registered(&app, subject, new, normalize, unknown).await
+}
+
+/// A version with other tags, metadata or rules, as the next one.
+pub(super) async fn tag(State(app): Shared, ask: Ask) -> Answer {
+    let (found, unknown) = (found(&app, &ask)?, ask.accepts_unknown());
+    let changes: Changes = ask.json(&app).await?;
+    registered(&app, found.subject.clone(), changes.of(&found.content)?, false, unknown).await
+}
+
+async fn registered(app: &App, subject: Subject, new: NewSchema, normalize: bool, unknown: bool) -> Answer {
     let registered = app.store.register_new(subject.clone(), new, normalize).await?;
     if !unknown {
         return ok(&json!({"id": registered.id, "version": registered.version}));

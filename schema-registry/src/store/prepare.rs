@@ -62,6 +62,11 @@ impl Inner {
             if let Some(registered) = known.and_then(|found| new.is_answered_by(&found, purpose == Purpose::Import)) {
                 return Ok(registered);
             }
+            // What is imported is taken as it is.
+            let parsed = match demand.last.as_ref().filter(|_| purpose != Purpose::Import && demand.strict) {
+                Some(last) => parsed.after(last),
+                None => parsed,
+            };
             if !demand.earlier.is_empty() {
                 let (compared, of) = (parsed.clone(), demand.clone());
                 let weight = weight(&new, &demand, true);

@@ -9,7 +9,7 @@ use super::{Gate, Hold, OfStream};
 use crate::hold::{Amount, batch, floor_without, put, release, remove};
 use crate::ingest::log_failed;
 use crate::quarantine::{Quarantine, Rules};
-use crate::schemas::{Parked, SchemaBook};
+use crate::schemas::{Parked, SchemaBook, Settled};
 
 /// How a held table is to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +40,17 @@ pub(crate) enum Let {
     Go(Approved),
     /// Rows have come under another shape meanwhile.
     Wait(Hold),
+    /// Not before rules of the registry are mended.
+    Rules(String),
     /// There is no such hold.
     NotHeld,
+}
+
+impl Hold {
+    /// What to do where rules of the registry cannot be followed.
+    pub const MEND: &'static str = "mend the property: register the subject's last schema again with `metadata` that is \
+         right (POST /subjects/SUBJECT/versions), or delete the version that has it wrong (DELETE \
+         /subjects/SUBJECT/versions/N); the table goes on by itself then";
 }
 
 impl Gate {
@@ -61,11 +70,15 @@ impl Gate {
         quarantine: &mut Quarantine,
     ) -> Result<Let> {
         let Some(hold) = self.holds.get(stream) else { return Ok(Let::NotHeld) };
+        if let Some(why) = &hold.rules {
+            return Ok(Let::Rules(why.clone()));
+        }
         if self.lacks(hold, shapes, false) {
             return Ok(Let::Wait(hold.clone()));
         }
         let key = hold.key();
         let mut state = registered(shapes);
+        state.extend(self.book.registered().unwritten(&log.state()));
         state.push(remove(key.clone()));
         state.push(floor_without(&log.state(), &[key.as_bytes()]));
         let mut pick = OfStream { stream: stream.into(), book: self.book.clone(), seen: Vec::new() };
@@ -93,6 +106,9 @@ impl Gate {
         again: Vec<StateChange>,
     ) -> Result<Let> {
         let Some(hold) = self.holds.get(stream) else { return Ok(Let::NotHeld) };
+        if let Some(why) = &hold.rules {
+            return Ok(Let::Rules(why.clone()));
+        }
         if self.lacks(hold, shapes, true) {
             return Ok(Let::Wait(hold.clone()));
         }
@@ -103,12 +119,66 @@ impl Gate {
         // Nothing waits that could be held on to until its generation begins.
         hold.from.get_or_insert(log.high_water().0);
         hold.counted = log.high_water().0;
+        state.extend(self.book.registered().unwritten(&log.state()));
         state.push(put(hold.key(), &hold));
         state.extend(again);
         append(log, state).await?;
         self.holds.insert(stream.into(), hold);
         self.settled(log, shapes);
         Ok(Let::Go(approved))
+    }
+
+    /// Takes over what the registry says of shapes that have waited for it;
+    /// their stream goes on if nothing else is in its way. As for `let_go`.
+    pub(crate) async fn settle(&mut self, log: &Log, settled: &Settled, quarantine: &mut Quarantine) -> Result<()> {
+        let Settled { stream, approved, parked } = settled;
+        let goes = |hold: &Hold| parked.is_empty() && self.goes(hold, approved);
+        if self.holds.get(stream).is_some_and(goes) {
+            if let Let::Go(Approved { events, .. }) = self.let_go(log, stream, approved, quarantine).await? {
+                tracing::info!(stream, events, "the registry has answered: it goes on");
+            }
+            return Ok(());
+        }
+        let mut state = registered(approved);
+        state.extend(self.book.registered().unwritten(&log.state()));
+        state.extend(parked.iter().map(|parked| put(Parked::state_key(parked.shape.number), parked)));
+        append(log, state).await?;
+        for parked in parked {
+            tracing::error!(
+                stream,
+                level = parked.level,
+                violations = parked.violations.join("; "),
+                "the registry has answered: its new shape is incompatible, and it stays held back"
+            );
+        }
+        self.book.forbidden(parked);
+        self.settled(log, approved);
+        Ok(())
+    }
+
+    /// Holds no longer for their rules what has mended ones, and lets it go if
+    /// nothing else is in its way. As for `let_go`.
+    pub(crate) async fn mended(&mut self, log: &Log, quarantine: &mut Quarantine) -> Result<()> {
+        let wrong = self.book.registered().wrong();
+        let is_mended = |hold: &&Hold| hold.rules.is_some() && wrong.iter().all(|wrong| wrong.stream != hold.stream);
+        let mended: Vec<String> = self.holds.values().filter(is_mended).map(|hold| hold.stream.clone()).collect();
+        for stream in mended {
+            let Some(hold) = self.holds.get_mut(&stream) else { continue };
+            hold.rules = None;
+            let hold = hold.clone();
+            if !self.goes(&hold, &[]) {
+                append(log, vec![put(hold.key(), &hold)]).await?;
+                self.settled(log, &[]);
+            } else if let Let::Go(Approved { events, .. }) = self.let_go(log, &stream, &[], quarantine).await? {
+                tracing::info!(stream, events, "its rules in the registry can be followed: it goes on");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is in the way of what is held.
+    fn goes(&self, hold: &Hold, shapes: &[Shape]) -> bool {
+        hold.rules.is_none() && !hold.reset && !self.lacks(hold, shapes, false)
     }
 
     fn lacks(&self, hold: &Hold, shapes: &[Shape], only_last: bool) -> bool {
@@ -158,6 +228,13 @@ impl<'a> Attempt<'a> {
         match answer {
             Let::Go(approved) => return Ok(Some(approved)),
             Let::Wait(now) => self.hold = now,
+            Let::Rules(why) => {
+                return Err(Error::halt(format!(
+                    "{} has rules in the registry that cannot be followed: {why}",
+                    self.stream
+                ))
+                .hint(Hold::MEND));
+            }
             Let::NotHeld => return Err(not_held(self.stream)),
         }
         Ok(None)
@@ -180,6 +257,7 @@ pub async fn approve_stopped(
     let mut attempt = Attempt::new(&book, stream, how, gate.hold(stream).cloned())?;
     loop {
         let shapes = attempt.shapes().await?;
+        gate.heed();
         let answer = match how {
             Approval::ResetTable => gate.reset(log, stream, &shapes, again()).await?,
             _ => gate.let_go(log, stream, &shapes, &mut quarantine).await?,

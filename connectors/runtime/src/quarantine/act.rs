@@ -113,6 +113,7 @@ impl Quarantine {
     /// Does it. Nothing may be under way in the log; after an error the log's
     /// `abort` makes void what was appended, and this must be opened again.
     pub(crate) async fn act(&mut self, deed: Deed, filter: &Filter) -> Result<Done> {
+        self.refresh();
         let newest = self.newest()?;
         let frames: Vec<HeldFrame> = self.frames.values().cloned().collect();
         let (mut fences, mut state) = (Fences::default(), Vec::new());
