@@ -122,11 +122,11 @@ async fn sources_register_elsewhere_and_known_tables_go_on_while_it_is_down() {
     // A new shape waits for it, and says so.
     client.batch_execute("ALTER TABLE t ADD COLUMN w int; INSERT INTO t VALUES (3, 'c', 1)").await.unwrap();
     until(40, "it says why it waits", || async {
-        let status = daemon.status();
-        status["sources"][0]["health"] == "retrying"
-            && status["sources"][0]["problem"]["error"]
-                .as_str()
-                .is_some_and(|error| error.contains("could not register"))
+        let source = &daemon.status()["sources"][0];
+        let shape = &source["held"][0]["shapes"][0];
+        source["health"] == "running"
+            && shape["undecided"] == true
+            && shape["violations"][0].as_str().is_some_and(|why| why.contains("cannot be reached"))
     })
     .await;
     elsewhere.up().await;
