@@ -12,6 +12,7 @@ mod conformance;
 mod delivery;
 mod failover;
 mod gate;
+mod http;
 mod kills;
 mod memory;
 mod outages;

@@ -57,7 +57,7 @@ pub use points::PointState;
 pub use rehearsal::{Rehearsed, rehearse};
 pub use repair::{Plan, plan, read_again, repair};
 pub use rows::SourceRows;
-pub use slot::kept_by_slot;
+pub use slot::{SlotState, slot_state};
 pub use source::{PostgresSource, TableReading, Watch, target};
 pub use survey::{Survey, SurveyedTable, survey};
 pub use tables::LeftOut;

@@ -207,14 +207,35 @@ pub(crate) fn fits(ours: Ours<'_>, slot: Option<&Slot>, durable: Option<Lsn>) ->
     Ok(())
 }
 
-/// Bytes of its log that the server keeps for a source's slot.
-pub async fn kept_by_slot(config: &Postgres) -> Result<u64> {
+/// What a slot costs its server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SlotState {
+    /// WAL that is kept for it, in bytes.
+    pub retained_bytes: u64,
+    /// What may still be written before it is in danger; None: no bound is set.
+    pub safe_bytes: Option<i64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+}
+
+/// Looks at a source's slot; None: it is not there.
+pub async fn slot_state(config: &Postgres) -> Result<Option<SlotState>> {
     let client = crate::control::connect(&crate::source::target(config)?).await?;
-    let sql = "SELECT greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
-                 FROM pg_replication_slots WHERE slot_name = $1 AND restart_lsn IS NOT NULL";
-    let failed = |error| control_failed(error, format!("could not measure slot {:?}", config.slot));
-    let row = client.query_opt(sql, &[&config.slot]).await.map_err(failed)?;
-    Ok(row.map_or(0, |row| row.get::<_, i64>(0) as u64))
+    measure(&client, &config.slot).await
+}
+
+pub(crate) async fn measure(client: &Client, name: &str) -> Result<Option<SlotState>> {
+    let sql = "SELECT coalesce(greatest(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                               ELSE pg_current_wal_lsn() END, restart_lsn), 0)::bigint, 0),
+                      safe_wal_size, coalesce(wal_status, '')
+                 FROM pg_replication_slots WHERE slot_name = $1";
+    let failed = |error| control_failed(error, format!("could not measure slot {name:?}"));
+    let row = client.query_opt(sql, &[&name]).await.map_err(failed)?;
+    Ok(row.map(|row| SlotState {
+        retained_bytes: row.get::<_, i64>(0).max(0) as u64,
+        safe_bytes: row.get(1),
+        wal_status: row.get(2),
+    }))
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::lsn::Lsn;
 use crate::points::{PointState, Points, Want};
 use crate::replication::{Replication, SystemIdentity};
 use crate::shape::Compiler;
-use crate::slot::{self, Identity};
+use crate::slot::{self, Identity, SlotState};
 use crate::snapshot::{Prepared, Progress, TableProgress};
 use crate::spool::Spool;
 use crate::stream::{Feedback, Shared, Stream};
@@ -100,6 +100,16 @@ impl Watch {
     /// Bytes of transactions in progress that wait on disk for their commit.
     pub fn spooled(&self) -> u64 {
         self.get().shared.spooled.load(Ordering::Relaxed)
+    }
+
+    /// The slot, as its server last showed it; None: not known.
+    pub fn slot(&self) -> Option<SlotState> {
+        self.get().shared.slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For so many seconds the server has said nothing, though it was asked to.
+    pub fn silent_seconds(&self) -> u64 {
+        self.get().shared.silent.load(Ordering::Relaxed)
     }
 
     /// Whether a round is under way.
