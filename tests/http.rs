@@ -121,7 +121,8 @@ async fn metrics_are_in_prometheus_format_and_move_with_what_is_captured() {
     let folder = folder("http-metrics");
     let (port, registry) = (free_port(), free_port());
     let contract = "[sources.shop.table.\"public.o*\".contract]\nrange = { v = { min = 0 } }\n";
-    let config = to_folder(&postgres, &folder.join("lake"), "100ms").replace("[log]", &format!("heartbeat = \"1s\"\n{contract}[log]"));
+    let config = to_folder(&postgres, &folder.join("lake"), "100ms")
+        .replace("[log]", &format!("heartbeat = \"1s\"\n{contract}[log]"));
     let config = format!("{config}[http]\nbind = \"127.0.0.1:{port}\"\n[registry]\nbind = \"127.0.0.1:{registry}\"\n");
     let mut daemon = Daemon::new(&folder, &config);
     daemon.start(&["run"], None);
@@ -129,7 +130,8 @@ async fn metrics_are_in_prometheus_format_and_move_with_what_is_captured() {
     let sink = [("sink", "lake"), ("source", "shop")];
     until(PATIENCE, "the snapshot is delivered", || async {
         let found = scrape(port).await;
-        found.get("highwater_sink_backlog_events", &sink) == 0.0 && found.get("highwater_sink_events_total", &sink) >= 20.0
+        found.get("highwater_sink_backlog_events", &sink) == 0.0
+            && found.get("highwater_sink_events_total", &sink) >= 20.0
     })
     .await;
     let before = scrape(port).await;
@@ -152,7 +154,10 @@ async fn metrics_are_in_prometheus_format_and_move_with_what_is_captured() {
     until(PATIENCE, "it is delivered, and the slot is looked at", || async {
         let found = scrape(port).await;
         found.get("highwater_sink_backlog_events", &sink) == 0.0
-            && found.samples.contains_key(&("highwater_slot_safe_bytes".into(), of.map(|(a, b)| (a.to_owned(), b.to_owned())).into()))
+            && found.samples.contains_key(&(
+                "highwater_slot_safe_bytes".into(),
+                of.map(|(a, b)| (a.to_owned(), b.to_owned())).into(),
+            ))
     })
     .await;
     assert_eq!(ask(registry, "GET", "/subjects", "").await.status, 200);

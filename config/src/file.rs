@@ -254,7 +254,9 @@ impl Config {
 fn two_on_one_slot(sources: &BTreeMap<String, Source>, faulty: &mut Faulty) {
     let mut slots = HashMap::new();
     for (name, Source::Postgres(source)) in sources {
-        if let Some(first) = slots.insert((&source.host, source.port, &source.slot), name) {
+        let same: Vec<&String> =
+            source.hosts.iter().filter_map(|host| slots.insert((host, &source.slot), name)).collect();
+        if let Some(first) = same.first() {
             let what = format!("slot {:?} is that of source {first:?} too, on the same server", source.slot);
             faulty.add(&format!("sources.{name}.slot"), what, Some("give each source a slot of its own".into()));
         }

@@ -19,7 +19,9 @@ pub use file::{Config, Destination, Log, OnFull, Quarantine, Sink, Source, Start
 pub use listen::{Http, Listen, ListenTls, ListenToken, ListenUser, Role};
 pub use object_store::{Compression, FileFormat, ObjectStore, PartitionBy};
 pub use pattern::Patterns;
-pub use postgres::{OnIncompatible, Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
+pub use postgres::{
+    OnIncompatible, Postgres, PostgresHost, PostgresServer, PostgresTls, Session, SnapshotMode, TableOptions,
+};
 pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};
 pub use registry::{ExternalRegistry, Registry, ServedRegistry};
 pub use section::Secret;

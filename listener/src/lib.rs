@@ -145,13 +145,8 @@ impl Listener {
 }
 
 /// One connection to its end.
-async fn one<S>(
-    stream: S,
-    certified: Option<Role>,
-    router: Router,
-    connection: &Connection,
-    stop: CancellationToken,
-) where
+async fn one<S>(stream: S, certified: Option<Role>, router: Router, connection: &Connection, stop: CancellationToken)
+where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let counted = connection.count(router.layer(axum::Extension(auth::Certified(certified))));

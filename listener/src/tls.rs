@@ -28,9 +28,8 @@ pub struct TlsFiles {
 impl TlsFiles {
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let unusable = |path: &Path, why: &dyn std::fmt::Display| {
-            Error(format!("{} cannot be used: {why}", path.display()))
-        };
+        let unusable =
+            |path: &Path, why: &dyn std::fmt::Display| Error(format!("{} cannot be used: {why}", path.display()));
         let chain: Result<Vec<_>, _> =
             CertificateDer::pem_file_iter(&self.cert).map_err(|error| unusable(&self.cert, &error))?.collect();
         let chain = chain.map_err(|error| unusable(&self.cert, &error))?;

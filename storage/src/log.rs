@@ -396,7 +396,10 @@ impl<F: Files> Log<F> {
             segments: bases.len() as u64,
             syncs: self.shared.syncs.load(Ordering::Relaxed),
             disk_full: self.shared.disk_full.load(Ordering::Relaxed),
-            oldest: bases.first().filter(|_| bases.len() > 1).and_then(|base| Some(self.shared.sealed(*base).ok()??.time)),
+            oldest: bases
+                .first()
+                .filter(|_| bases.len() > 1)
+                .and_then(|base| Some(self.shared.sealed(*base).ok()??.time)),
         }
     }
 

@@ -94,7 +94,16 @@ fn a_server_elsewhere_is_reached_over_verified_tls() {
     let near = source("postgres://u:p%40ss@localhost/shop");
     assert_eq!(near.password.as_ref().unwrap().expose(), "p@ss");
     assert!(!format!("{near:?}").contains("p@ss"));
-    assert_eq!(source("postgres://u@localhost/shop?host=/run/postgresql").host, "/run/postgresql");
+    assert_eq!(source("postgres://u@localhost/shop?host=/run/postgresql").hosts[0].name, "/run/postgresql");
+    let several = source("postgres://u@a.example:5433,b.example,[::1]:5434/shop?target_session_attrs=read-write");
+    let hosts: Vec<String> = several.hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["a.example:5433", "b.example:5432", "[::1]:5434"]);
+    assert_eq!(
+        (several.session, several.database.as_str(), several.tls),
+        (crate::Session::ReadWrite, "shop", verified)
+    );
+    let near = source("postgres://u:p%40ss@localhost:1,127.0.0.1:2/shop");
+    assert_eq!((near.hosts.len(), near.session, near.tls), (2, crate::Session::Any, crate::PostgresTls::Disable));
 }
 
 #[test]
@@ -127,7 +136,10 @@ fn http_listens_on_this_machine_or_with_tls_and_users() {
     assert_eq!(http("").unwrap_err(), ["highwater.toml:4: http.bind: is missing"]);
     let faults = http("bind = \"0.0.0.0:8484\"\n").unwrap_err();
     assert_eq!(faults.len(), 2, "{faults:?}");
-    assert!(faults[0].contains("http.bind: is not this machine alone: it needs TLS") && faults[0].contains("[http.users.NAME]"));
+    assert!(
+        faults[0].contains("http.bind: is not this machine alone: it needs TLS")
+            && faults[0].contains("[http.users.NAME]")
+    );
     let whole = "bind = \"0.0.0.0:8484\"\ntls = { cert = \"c.pem\", key = \"k.pem\", client_ca = \"ca.pem\" }\n";
     assert!(http(whole).unwrap().http.unwrap().listen.tls.is_some());
 }

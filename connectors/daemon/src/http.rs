@@ -229,7 +229,10 @@ mod tests {
         check(failing("halted", 99_000_000), Some("source s: halted: x"));
         check(failing("detached", 99_000_000), Some("source s: detached: x"));
         check(json!({"name": "s", "health": "starting", "problem": null}), Some("source s: starting"));
-        check(json!({"name": "s", "health": "running", "problem": {"error": "disk full", "remedy": ""}}), Some("source s: disk full"));
+        check(
+            json!({"name": "s", "health": "running", "problem": {"error": "disk full", "remedy": ""}}),
+            Some("source s: disk full"),
+        );
         let silent = |doing: &str| json!({"name": "s", "health": "running", "doing": doing, "problem": null, "silent_seconds": 40});
         check(silent("streaming"), Some("source s: the server has said nothing for 40 s"));
         check(silent("snapshot"), None);

@@ -14,11 +14,21 @@ use Kind::{Counter, Gauge};
 
 const OF_A_SOURCE: &[Read] = &[
     ("highwater_source_lag_bytes", Gauge, "WAL that the server has and the log does not.", "/lag_bytes"),
-    ("highwater_source_lag_seconds", Gauge, "Age of the newest commit in the log, while there is a lag.", "/lag_seconds"),
+    (
+        "highwater_source_lag_seconds",
+        Gauge,
+        "Age of the newest commit in the log, while there is a lag.",
+        "/lag_seconds",
+    ),
     ("highwater_source_silent_seconds", Gauge, "For so long the server has said nothing.", "/silent_seconds"),
     ("highwater_source_retries_total", Counter, "Tries after a failure.", "/retries"),
     ("highwater_slot_retained_bytes", Gauge, "WAL that the server keeps for the slot.", "/slot_bytes"),
-    ("highwater_slot_safe_bytes", Gauge, "WAL that may still be written before the slot is in danger.", "/slot_safe_bytes"),
+    (
+        "highwater_slot_safe_bytes",
+        Gauge,
+        "WAL that may still be written before the slot is in danger.",
+        "/slot_safe_bytes",
+    ),
     ("highwater_spool_bytes", Gauge, "Of transactions in progress that wait on disk.", "/spool_bytes"),
     ("highwater_log_bytes", Gauge, "Size of the source's log.", "/log/stats/bytes"),
     ("highwater_log_segments", Gauge, "Files of the source's log.", "/log/stats/segments"),
@@ -33,7 +43,12 @@ const OF_A_SOURCE: &[Read] = &[
 ];
 
 const OF_A_SINK: &[Read] = &[
-    ("highwater_sink_lag_seconds", Gauge, "Age of the newest commit that is there, while there is a backlog.", "/lag_seconds"),
+    (
+        "highwater_sink_lag_seconds",
+        Gauge,
+        "Age of the newest commit that is there, while there is a backlog.",
+        "/lag_seconds",
+    ),
     ("highwater_sink_backlog_events", Gauge, "Offsets between the checkpoint and the log's end.", "/backlog_events"),
     ("highwater_sink_backlog_bytes", Gauge, "Of the log from the checkpoint on, to the MiB.", "/backlog_bytes"),
     ("highwater_sink_checkpoint_offset", Gauge, "First offset that is not at the destination.", "/checkpoint"),
@@ -139,7 +154,8 @@ fn sources(out: &mut String, status: &Value, now: i64) {
         let full = source.pointer("/log/stats/disk_full").and_then(number);
         family.put(&[("source", text(source, "name"))], full);
     });
-    let oldest = ("highwater_log_oldest_segment_seconds", Gauge, "Age of the oldest segment's last commit; 0: there is one.");
+    let oldest =
+        ("highwater_log_oldest_segment_seconds", Gauge, "Age of the oldest segment's last commit; 0: there is one.");
     family(out, oldest, all(), |family, source| {
         let age = seconds_since(source.pointer("/log/stats/oldest").unwrap_or(&Value::Null), now);
         family.put(&[("source", text(source, "name"))], Some(age));
@@ -192,7 +208,8 @@ fn snapshot(out: &mut String, status: &Value) {
 
 fn sinks(out: &mut String, status: &Value, now: i64) {
     let all = || parts(status, "sinks");
-    let labels = |sink: &'_ Value| [("sink", text(sink, "name").to_owned()), ("source", text(sink, "source").to_owned())];
+    let labels =
+        |sink: &'_ Value| [("sink", text(sink, "name").to_owned()), ("source", text(sink, "source").to_owned())];
     let put = |family: &mut Family, sink: &Value, more: &[(&str, &str)], value: Option<f64>| {
         let of = labels(sink);
         let mut labels: Vec<(&str, &str)> = of.iter().map(|(name, value)| (*name, value.as_str())).collect();

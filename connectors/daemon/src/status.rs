@@ -104,6 +104,7 @@ pub(crate) async fn live(pieces: &[Live], registry: Value) -> Value {
             "type": "postgres",
             "health": state.health,
             "doing": if reading { "snapshot" } else { "streaming" },
+            "server": live.watch.server(),
             "slot": live.config.slot,
             "paused_since": paused,
             "slot_bytes": slot.as_ref().map(|slot| slot.retained_bytes),

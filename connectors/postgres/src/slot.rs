@@ -220,7 +220,7 @@ pub struct SlotState {
 
 /// Looks at a source's slot; None: it is not there.
 pub async fn slot_state(config: &Postgres) -> Result<Option<SlotState>> {
-    let client = crate::control::connect(&crate::source::target(config)?).await?;
+    let client = crate::target::Servers::of(config)?.connect().await?.1;
     measure(&client, &config.slot).await
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use config::{Postgres, PostgresTls, SnapshotMode};
+use config::{Postgres, SnapshotMode};
 use connector::{Captured, Error, Fresh, Result, Schemas, Source};
 use serde::Serialize;
 use storage::{Durable, Kind, LogBatch, Micros, Position, State};
@@ -29,8 +29,7 @@ use crate::snapshot::{Prepared, Progress, TableProgress};
 use crate::spool::Spool;
 use crate::stream::{Feedback, Shared, Stream};
 use crate::tables::{self, LeftOut, Selection};
-use crate::target::Target;
-use crate::tls::Tls;
+use crate::target::{Servers, Target};
 
 /// Batches between the stream's thread and the log.
 const HANDED: usize = 4;
@@ -39,7 +38,9 @@ const HANDED: usize = 4;
 pub struct PostgresSource<S> {
     name: String,
     config: Arc<Postgres>,
-    target: Target,
+    servers: Servers,
+    /// The one that was reached last.
+    target: Option<Target>,
     schemas: Arc<S>,
     spool: PathBuf,
     watch: Watch,
@@ -67,6 +68,7 @@ struct Now {
     shared: Arc<Shared>,
     progress: Progress,
     left_out: Vec<LeftOut>,
+    server: Option<String>,
 }
 
 /// A table's reading.
@@ -100,6 +102,11 @@ impl Watch {
     /// Bytes of transactions in progress that wait on disk for their commit.
     pub fn spooled(&self) -> u64 {
         self.get().shared.spooled.load(Ordering::Relaxed)
+    }
+
+    /// The server that it reads from, or read from last.
+    pub fn server(&self) -> Option<String> {
+        self.get().server
     }
 
     /// The slot, as its server last showed it; None: not known.
@@ -172,25 +179,6 @@ impl Watch {
     }
 }
 
-/// The server that a configuration names.
-pub fn target(config: &Postgres) -> Result<Target> {
-    let tls = match &config.tls {
-        PostgresTls::Disable => Tls::Disable,
-        PostgresTls::VerifyFull { ca, cert, key } => {
-            let identity = cert.as_deref().zip(key.as_deref());
-            Tls::verify_full(ca.as_deref(), identity).map_err(|error| error.during("could not set up TLS"))?
-        }
-    };
-    Ok(Target {
-        host: config.host.clone(),
-        port: config.port,
-        user: config.user.clone(),
-        database: config.database.clone(),
-        password: config.password.as_ref().map(|password| password.expose().to_owned()),
-        tls,
-    })
-}
-
 /// The database's oid, which a database dropped and made anew does not keep.
 pub(crate) async fn identity(client: &Client, system: &SystemIdentity, config: &Postgres) -> Result<Identity> {
     let sql = "SELECT current_database()::text, oid FROM pg_database WHERE datname = current_database()";
@@ -209,8 +197,18 @@ impl<S: Schemas> PostgresSource<S> {
     /// Touches nothing yet. Transactions in progress wait in the folder `spool`,
     /// which is its own and need not be kept.
     pub fn new(name: &str, config: Arc<Postgres>, schemas: Arc<S>, spool: PathBuf) -> Result<Self> {
-        let (name, target) = (name.into(), target(&config)?);
-        Ok(Self { name, config, target, schemas, spool, watch: Watch::default(), running: None, goal: None })
+        let (name, servers) = (name.into(), Servers::of(&config)?);
+        Ok(Self {
+            name,
+            config,
+            servers,
+            target: None,
+            schemas,
+            spool,
+            watch: Watch::default(),
+            running: None,
+            goal: None,
+        })
     }
 
     /// For status.
@@ -237,6 +235,14 @@ impl<S: Schemas> PostgresSource<S> {
     }
 }
 
+/// A server that was chosen, both connections to it, and which it is.
+pub(crate) struct Reached {
+    pub(crate) target: Target,
+    pub(crate) client: Client,
+    pub(crate) replication: Replication,
+    pub(crate) system: SystemIdentity,
+}
+
 /// A replication connection, and which server it is to.
 pub(crate) async fn system(target: &Target) -> Result<(Replication, SystemIdentity)> {
     let to = target.clone();
@@ -255,17 +261,28 @@ pub(crate) async fn system(target: &Target) -> Result<(Replication, SystemIdenti
     })
 }
 
-/// Both connections, and which server it is. Our own wire first: it tells best
-/// what is no PostgreSQL, or has no TLS.
-pub(crate) async fn connect(target: &Target) -> Result<(Client, Replication, SystemIdentity)> {
-    let (replication, system) = system(target).await?;
-    let client = control::connect(target).await?;
+/// Connects. Where there is nothing to choose our own wire comes first: it tells
+/// best what is no PostgreSQL, or has no TLS.
+pub(crate) async fn connect(servers: &Servers) -> Result<Reached> {
+    let (target, client) = match servers.only() {
+        Some(only) => (only.clone(), None),
+        None => {
+            let (target, client) = servers.connect().await?;
+            tracing::info!(server = %target, "the first server that fits");
+            (target, Some(client))
+        }
+    };
+    let (replication, system) = system(&target).await?;
+    let client = match client {
+        Some(client) => client,
+        None => control::connect(&target).await?,
+    };
     let level = control::scalar(&client, "SHOW wal_level").await?;
     if level != "logical" {
         return Err(Error::halt(format!("the server has wal_level = {level}, capture needs logical"))
             .hint("ALTER SYSTEM SET wal_level = 'logical'; then restart the server"));
     }
-    Ok((client, replication, system))
+    Ok(Reached { target, client, replication, system })
 }
 
 /// Whether no table is left for a round.
@@ -290,7 +307,8 @@ impl<S: Schemas> Source for PostgresSource<S> {
                 Error::halt("the log's position is not one of PostgreSQL's").hint("the log belongs to another source")
             })?),
         };
-        let (client, mut replication, system) = connect(&self.target).await?;
+        let Reached { target, client, mut replication, system } = connect(&self.servers).await?;
+        self.target = Some(target.clone());
         let known = Identity::of(&state);
         let identity = identity(&client, &system, &self.config).await?;
         if let Some(known) = &known {
@@ -317,7 +335,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
             }
             (None, None) => {
                 let (name, failover) = (self.config.slot.clone(), self.config.failover);
-                let target = self.target.clone();
+                let target = target.clone();
                 let attempt = format!("could not make slot {name:?}");
                 let made = tokio::task::spawn_blocking(move || {
                     let stream = Replication::connect(&target)?;
@@ -409,15 +427,19 @@ impl<S: Schemas> Source for PostgresSource<S> {
             capture,
             shared: shared.clone(),
             out,
-            target: self.target.clone(),
+            target: target.clone(),
             slot: self.config.slot.clone(),
             heartbeat: self.config.heartbeat,
             points: self.watch.points.clone(),
             first_round: first_round.filter(|_| self.config.snapshot != SnapshotMode::Never),
         };
-        *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) =
-            Now { shared: shared.clone(), progress, left_out };
-        let watching = tables::watch(self.target.clone(), self.config.clone(), standing, shared.clone(), out_of_step);
+        *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) = Now {
+            shared: shared.clone(),
+            progress,
+            left_out,
+            server: Some(format!("{}:{}", target.host, target.port)),
+        };
+        let watching = tables::watch(target, self.config.clone(), standing, shared.clone(), out_of_step);
         let thread = std::thread::Builder::new()
             .name(format!("stream-{}", self.name))
             .spawn(move || stream.run())
@@ -445,7 +467,8 @@ impl<S: Schemas> Source for PostgresSource<S> {
         let goal = match self.goal {
             Some(goal) => goal,
             None => {
-                let client = control::connect(&self.target).await?;
+                let target = self.target.as_ref().ok_or_else(|| Error::retry("the source is not open"))?;
+                let client = control::connect(target).await?;
                 // A message of our own comes behind everything that is committed now.
                 let marked =
                     control::scalar(&client, "SELECT pg_logical_emit_message(false, 'highwater.goal', '')").await;
