@@ -23,6 +23,7 @@ mod registry;
 mod replay;
 mod s3;
 mod spine;
+mod standby;
 mod stores;
 mod streaming;
 mod tls;

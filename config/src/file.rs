@@ -254,8 +254,9 @@ impl Config {
 fn two_on_one_slot(sources: &BTreeMap<String, Source>, faulty: &mut Faulty) {
     let mut slots = HashMap::new();
     for (name, Source::Postgres(source)) in sources {
-        let same: Vec<&String> =
-            source.hosts.iter().filter_map(|host| slots.insert((host, &source.slot), name)).collect();
+        let insert = |host| slots.insert((host, &source.slot), name).filter(|first| *first != name);
+        // Each is put in, whatever came before.
+        let same: Vec<&String> = source.hosts.iter().filter_map(insert).collect();
         if let Some(first) = same.first() {
             let what = format!("slot {:?} is that of source {first:?} too, on the same server", source.slot);
             faulty.add(&format!("sources.{name}.slot"), what, Some("give each source a slot of its own".into()));

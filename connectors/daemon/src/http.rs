@@ -75,8 +75,9 @@ pub(crate) async fn check(config: &Config, running: bool) -> Option<Finding> {
     let bound = Listener::bind(serve(&http.listen)).await;
     Some(match bound {
         Ok(_) => Finding::ok(format!("{} is free", http.listen.bind)),
-        Err(error) => Finding::error(error.to_string())
-            .remedy("end what listens there, or change `bind` and the files of `tls`"),
+        Err(error) => {
+            Finding::error(error.to_string()).remedy("end what listens there, or change `bind` and the files of `tls`")
+        }
     })
 }
 

@@ -97,7 +97,10 @@ pub(crate) async fn live(pieces: &[Live], registry: Value) -> Value {
                 "error": "disk full: nothing more is read from the source until there is room",
                 "remedy": "make room on the disk of `data_dir`; it then goes on by itself",
             }),
-            false => json!(state.problem),
+            false => match live.watch.waits_for().filter(|_| state.problem.is_none()) {
+                Some((error, remedy)) => json!({"error": error, "remedy": remedy}),
+                None => json!(state.problem),
+            },
         };
         sources.push(json!({
             "name": live.name,

@@ -10,10 +10,11 @@ use storage::State;
 use tokio_postgres::Client;
 
 use crate::catalog::Types;
+use crate::control;
 use crate::lsn::Lsn;
 use crate::setup;
 use crate::shape;
-use crate::slot::{self, Identity};
+use crate::slot::{self, Identity, Slot};
 use crate::source::identity;
 use crate::tables::matching;
 use crate::target::{Servers, Target};
@@ -147,7 +148,7 @@ async fn look(
     findings.extend(server::look(client, config, found.as_ref()).await?);
     // What hinders a replication connection has been told.
     if !findings.iter().any(|finding| finding.severity == Severity::Error) {
-        findings.push(as_replication(client, target, config, standing).await);
+        findings.push(as_replication(client, target, config, found.as_ref(), standing).await);
     }
     findings.extend(tables::look(client, config).await?);
     findings.push(match slot::fits(config.into(), found.as_ref(), standing.durable) {
@@ -162,12 +163,20 @@ async fn look(
 
 /// Whether the stream's own connection can be had: a pooler, or a line of
 /// pg_hba.conf, may be in its way alone. And whether this is the log's server.
-async fn as_replication(client: &Client, target: &Target, config: &Postgres, standing: &Standing) -> Finding {
+async fn as_replication(
+    client: &Client,
+    target: &Target,
+    config: &Postgres,
+    slot: Option<&Slot>,
+    standing: &Standing,
+) -> Finding {
     let attempt = || async {
         let system = crate::source::system(target).await?.1;
-        let now = identity(client, &system, config).await?;
+        let now = identity(client, &system, control::is_standby(client).await?, config).await?;
         match Identity::of(&standing.state) {
-            Some(known) => slot::same_server(config.into(), &known, &now, &system, standing.durable).map(|()| true),
+            Some(known) => {
+                slot::same_server(config.into(), &known, &now, &system, slot, standing.durable).map(|()| true)
+            }
             None => Ok(false),
         }
     };

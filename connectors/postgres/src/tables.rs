@@ -222,6 +222,8 @@ SELECT concat(n.nspname, '.', c.relname),
 UNION ALL
 SELECT NULL, concat_ws(' ', pubname, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables)
   FROM pg_publication WHERE pubname = ANY($1)
+UNION ALL
+SELECT NULL, concat('in recovery: ', pg_is_in_recovery())
  ORDER BY 1, 2";
 
 async fn standing(client: &Client, config: &Postgres) -> Result<Standing> {
@@ -266,7 +268,8 @@ pub(crate) async fn watch(
         };
         *shared.slot.lock().unwrap_or_else(PoisonError::into_inner) = slot;
         if now.is_ok_and(|now| now != before) {
-            let changed = "the tables or publications have changed at the server: capture begins anew";
+            let changed =
+                "the tables or publications have changed at the server, or it was promoted: capture begins anew";
             let _ = out.send(Err(Error::retry(changed))).await;
             return;
         }
