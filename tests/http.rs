@@ -238,7 +238,16 @@ async fn it_is_ready_while_the_source_moves_and_says_why_when_it_does_not() {
 
     // The connection stands, and nobody is at its other end.
     let client = postgres.client().await;
-    let pid: i32 = client.query_one("SELECT pid FROM pg_stat_replication", &[]).await.unwrap().get(0);
+    let mut pid = None;
+    for _ in 0..PATIENCE * 10 {
+        let sql = "SELECT active_pid FROM pg_replication_slots WHERE NOT temporary";
+        pid = client.query_one(sql, &[]).await.unwrap().get::<_, Option<i32>>(0);
+        if pid.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let pid = pid.expect("the slot is read");
     must(Command::new("kill").args(["-STOP", &pid.to_string()]));
     turns(503, "the server has said nothing for").await;
     must(Command::new("kill").args(["-CONT", &pid.to_string()]));

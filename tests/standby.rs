@@ -123,7 +123,9 @@ async fn followed_through_its_promotion(version: u32) {
     assert_eq!(code, 0, "{out}{err}");
 
     // Without a change of ours its slot moves on all the same.
-    client.batch_execute("CREATE TABLE other AS SELECT generate_series(1, 1000)").await.unwrap();
+    let other = pair.primary.server.connect("postgres").await;
+    other.batch_execute("CREATE TABLE other AS SELECT generate_series(1, 1000)").await.unwrap();
+    drop(other);
     let end: String = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
     let there = pair.standby.client().await;
     until(PATIENCE, "an idle slot moves on", || async {
@@ -160,11 +162,15 @@ async fn followed_through_its_promotion(version: u32) {
     })
     .await;
     // Told and durable beyond the place where the timelines part.
+    there.batch_execute("CHECKPOINT").await.unwrap();
+    let sql = "SELECT timeline_id, redo_lsn::text FROM pg_control_checkpoint()";
+    let row = there.query_one(sql, &[]).await.unwrap();
+    let (timeline, beyond): (i32, String) = (row.get(0), row.get(1));
+    assert_eq!(timeline, 2);
+    there.batch_execute("UPDATE t SET v = 'z' WHERE id = 3009").await.unwrap();
     until(PATIENCE, "it was acknowledged", || async {
-        let sql = "SELECT timeline_id > 1 AND (SELECT max(confirmed_flush_lsn) > redo_lsn FROM pg_replication_slots WHERE plugin = 'pgoutput')
-                     FROM pg_control_checkpoint()";
-        there.batch_execute("CHECKPOINT; UPDATE t SET v = 'z' WHERE id = 3009").await.unwrap();
-        there.query_one(sql, &[]).await.unwrap().get::<_, Option<bool>>(0) == Some(true)
+        let sql = "SELECT confirmed_flush_lsn > $1::text::pg_lsn FROM pg_replication_slots WHERE plugin = 'pgoutput'";
+        there.query_one(sql, &[&beyond]).await.unwrap().get(0)
     })
     .await;
     pair.daemon.kill();
@@ -242,8 +248,10 @@ async fn a_standby_that_vacuum_has_taken_rows_from_is_stopped_at_and_repaired() 
     .await;
     let (_, out, _) = pair.daemon.run(&["check"]);
     assert!(out.contains("hot_standby_feedback is off"), "{out}");
-    client.batch_execute("CREATE TABLE gone (id int); DROP TABLE gone").await.unwrap();
-    client.batch_execute("VACUUM pg_class").await.unwrap();
+    // Each in a transaction of its own, or there is nothing that anybody could have seen.
+    for sql in ["CREATE TABLE gone (id int)", "DROP TABLE gone", "VACUUM pg_class"] {
+        client.batch_execute(sql).await.unwrap();
+    }
     client.batch_execute("INSERT INTO t VALUES (4000, 'behind the vacuum')").await.unwrap();
     pair.stops(&[
         "was invalidated",
