@@ -63,7 +63,7 @@ async fn writers(
 /// Rows read, and how many of them are others.
 fn read(lake: &std::path::Path) -> (u64, u64) {
     let sql = format!(
-        "import duckdb; print(*duckdb.sql(\"SELECT count(*), count(DISTINCT id) FROM read_parquet('{}/shop.public.large/*.parquet') WHERE _hw_op = 'read'\").fetchone())",
+        "import duckdb; print(*duckdb.sql(\"SELECT count(*), count(DISTINCT id) FROM read_parquet('{}/shop.public.large/*.parquet') WHERE _hw_op = 'read'\").fetchall()[0])",
         lake.display()
     );
     let out = must(Command::new(root().join("target/servers/python/bin/python")).args(["-c", &sql]));

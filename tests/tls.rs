@@ -255,6 +255,23 @@ async fn a_certificate_that_does_not_fit_is_refused_and_so_is_a_line_without() {
     assert!(!guarded.log().contains("user=highwater"), "the role has never come so far as to name itself");
     guarded.shows("server").await;
     guarded.gets_in("highwater", &verified).await;
+    // Of several hosts each is checked for its own name.
+    let port = guarded.postgres.server.port;
+    let of_hosts = |hosts: String| {
+        let daemon = guarded.daemon("highwater", &verified);
+        let config = std::fs::read_to_string(daemon.folder.join("highwater.toml")).unwrap();
+        let mut several =
+            Daemon::new(&daemon.folder, &config.replace(&format!("@localhost:{port}/"), &format!("@{hosts}/")));
+        several.environment = daemon.environment.clone();
+        run(&mut several)
+    };
+    let ended = of_hosts(format!("127.0.0.1:{port},localhost:{port}"));
+    assert_eq!(ended.code, Some(0), "{}", tail(&ended.stderr));
+    let ended = of_hosts(format!("127.0.0.1:{port},127.0.0.1:{port}"));
+    assert_eq!(ended.code, Some(1), "{}", tail(&ended.stderr));
+    for word in ["none of the 2 servers", "not valid for name", "what to do"] {
+        assert!(tail(&ended.stderr).contains(word), "{}", tail(&ended.stderr));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use figment::value::Value;
 use toml::de::{DeTable, DeValue};
 
 use crate::fault::{Fault, Faults, nearest};
+use crate::listen::Http;
 use crate::object_store::ObjectStore;
 use crate::pattern::Patterns;
 use crate::postgres::Postgres;
@@ -34,6 +35,8 @@ pub struct Config {
     pub quarantine: Quarantine,
     /// Served or elsewhere; None: ours, for ourselves.
     pub registry: Option<Registry>,
+    /// Served, if at all.
+    pub http: Option<Http>,
 }
 
 /// A source.
@@ -196,9 +199,7 @@ impl Config {
             section.finish();
         }
         let registry = root.section("registry").and_then(Registry::read);
-        if root.take("http").is_some() {
-            root.fault("http", "is not in this version", Some("leave the section out"));
-        }
+        let http = root.section("http").and_then(Http::read);
         let mut sources = BTreeMap::new();
         for (name, value) in root.named("sources") {
             let path = format!("sources.{name}");
@@ -244,7 +245,7 @@ impl Config {
             root.fault("sources", "there is none", Some("`highwater init` shows one"));
         }
         root.finish();
-        Self { file: file.into(), data_dir, sources, sinks, log, quarantine, registry }
+        Self { file: file.into(), data_dir, sources, sinks, log, quarantine, registry, http }
     }
 }
 
@@ -253,7 +254,10 @@ impl Config {
 fn two_on_one_slot(sources: &BTreeMap<String, Source>, faulty: &mut Faulty) {
     let mut slots = HashMap::new();
     for (name, Source::Postgres(source)) in sources {
-        if let Some(first) = slots.insert((&source.host, source.port, &source.slot), name) {
+        let insert = |host| slots.insert((host, &source.slot), name).filter(|first| *first != name);
+        // Each is put in, whatever came before.
+        let same: Vec<&String> = source.hosts.iter().filter_map(insert).collect();
+        if let Some(first) = same.first() {
             let what = format!("slot {:?} is that of source {first:?} too, on the same server", source.slot);
             faulty.add(&format!("sources.{name}.slot"), what, Some("give each source a slot of its own".into()));
         }

@@ -4,6 +4,7 @@
 mod contract;
 mod fault;
 mod file;
+mod listen;
 mod object_store;
 mod pattern;
 mod postgres;
@@ -15,13 +16,14 @@ mod units;
 pub use contract::{Contract, Must, Rule};
 pub use fault::{Fault, Faults};
 pub use file::{Config, Destination, Log, OnFull, Quarantine, Sink, Source, Start};
+pub use listen::{Http, Listen, ListenTls, ListenToken, ListenUser, Role};
 pub use object_store::{Compression, FileFormat, ObjectStore, PartitionBy};
 pub use pattern::Patterns;
-pub use postgres::{OnIncompatible, Postgres, PostgresServer, PostgresTls, SnapshotMode, TableOptions};
-pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};
-pub use registry::{
-    ExternalRegistry, Registry, RegistryRole, RegistryTls, RegistryToken, RegistryUser, ServedRegistry,
+pub use postgres::{
+    OnIncompatible, Postgres, PostgresHost, PostgresServer, PostgresTls, Session, SnapshotMode, TableOptions,
 };
+pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};
+pub use registry::{ExternalRegistry, Registry, ServedRegistry};
 pub use section::Secret;
 
 /// What `highwater init` writes.

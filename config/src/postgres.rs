@@ -1,23 +1,51 @@
 //! `type = "postgres"`: a PostgreSQL source.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use figment::value::Value;
-use url::{Host, Url};
+use url::Url;
 
 use crate::contract::Contract;
 use crate::pattern::Patterns;
 use crate::section::{Secret, Section};
 
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PostgresHost {
+    /// Name, address, or a socket's folder.
+    pub name: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// Which of several servers is wanted, as libpq's `target_session_attrs`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Session {
+    /// The first that can be reached.
+    #[default]
+    Any,
+    /// One that takes writes.
+    ReadWrite,
+    /// One that takes none.
+    ReadOnly,
+    /// One that is no standby.
+    Primary,
+    /// A standby.
+    Standby,
+    /// A standby, or else any.
+    PreferStandby,
+}
+
 /// A server, a database, a role: what a url and the settings beside it say.
 #[derive(Clone, Debug)]
 pub struct PostgresServer {
-    /// Name, address, or a socket's folder.
-    pub host: String,
-    /// Port.
-    pub port: u16,
+    /// One at least; tried in this order.
+    pub hosts: Vec<PostgresHost>,
+    /// Which of them.
+    pub session: Session,
     /// Role.
     pub user: String,
     /// Database.
@@ -33,10 +61,10 @@ pub struct PostgresServer {
 pub struct Postgres {
     /// The source's name.
     pub name: String,
-    /// Name, address, or a socket's folder.
-    pub host: String,
-    /// Port.
-    pub port: u16,
+    /// One at least; tried in this order.
+    pub hosts: Vec<PostgresHost>,
+    /// Which of them.
+    pub session: Session,
     /// Role.
     pub user: String,
     /// Database.
@@ -135,8 +163,8 @@ impl Postgres {
         let server = PostgresServer::read(&mut section);
         let mut source = Self {
             name: name.into(),
-            host: server.host,
-            port: server.port,
+            hosts: server.hosts,
+            session: server.session,
             user: server.user,
             database: server.database,
             password: server.password,
@@ -219,8 +247,8 @@ impl PostgresServer {
         let folder = section.faulty.file.parent().map(PathBuf::from).unwrap_or_default();
         let text = section.required("url");
         let mut server = Self {
-            host: "localhost".into(),
-            port: 5432,
+            hosts: vec![PostgresHost { name: "localhost".into(), port: 5432 }],
+            session: Session::Any,
             user: String::new(),
             database: String::new(),
             password: None,
@@ -243,45 +271,59 @@ impl PostgresServer {
         server
     }
 
-    /// Whether the server is on this machine.
+    /// Whether the servers are all on this machine.
     fn read_url(&mut self, text: &str, section: &mut Section<'_>) -> bool {
         if text.is_empty() {
             return true;
         }
         const FORM: &str = "write it like postgres://role@host:5432/database";
-        let url = match Url::parse(text) {
-            Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => url,
+        let urls: Option<Vec<Url>> = one_each(text)
+            .map(|text| Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "postgres" | "postgresql")))
+            .collect();
+        let Some((url, urls)) = urls.as_ref().and_then(|urls| Some((urls.first()?, urls))) else {
             // The text itself may hold a password: it is not repeated.
-            _ => {
-                section.fault("url", "is no postgres url", Some(FORM));
-                return true;
-            }
+            section.fault("url", "is no postgres url", Some(FORM));
+            return true;
         };
-        let decode = |part: &str| percent_decode(part);
-        let host = url.host_str().map(decode).unwrap_or_default();
-        let socket = url.query_pairs().find(|(key, _)| key == "host").map(|(_, value)| value.into_owned());
-        for (key, _) in url.query_pairs().filter(|(key, _)| key != "host") {
-            section.fault("url", format!("parameter {key:?} is not known"), Some("settings stand beside the url"));
+        let mut socket = None;
+        for (key, value) in url.query_pairs() {
+            match (&*key, Session::by_name(&value)) {
+                ("host", _) => socket = Some(value.into_owned()),
+                ("target_session_attrs", Some(session)) => self.session = session,
+                ("target_session_attrs", None) => {
+                    let what = format!("target_session_attrs is {value:?}, which is not known");
+                    section.fault(
+                        "url",
+                        what,
+                        Some("one of any, read-write, read-only, primary, standby, prefer-standby"),
+                    );
+                }
+                (key, _) => section.fault(
+                    "url",
+                    format!("parameter {key:?} is not known"),
+                    Some("settings stand beside the url"),
+                ),
+            }
         }
-        self.host = socket.or((!host.is_empty()).then_some(host)).unwrap_or_else(|| "localhost".into());
-        self.port = url.port().unwrap_or(5432);
-        self.user = decode(url.username());
-        self.database = decode(url.path().trim_start_matches('/'));
+        let host = |url: &Url| PostgresHost {
+            name: url.host_str().map(percent_decode).filter(|name| !name.is_empty()).unwrap_or("localhost".into()),
+            port: url.port().unwrap_or(5432),
+        };
+        self.hosts = match socket {
+            Some(socket) => vec![PostgresHost { name: socket, port: url.port().unwrap_or(5432) }],
+            None => urls.iter().map(host).collect(),
+        };
+        self.user = percent_decode(url.username());
+        self.database = percent_decode(url.path().trim_start_matches('/'));
         if self.user.is_empty() {
             section.fault("url", "names no role", Some(FORM));
         }
         if self.database.is_empty() {
             self.database = self.user.clone();
         }
-        let near = self.host.starts_with('/')
-            || self.host == "localhost"
-            || match url.host() {
-                Some(Host::Ipv4(ip)) => ip.is_loopback(),
-                Some(Host::Ipv6(ip)) => ip.is_loopback(),
-                _ => self.host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
-            };
+        let near = self.hosts.iter().all(PostgresHost::is_near);
         if let Some(password) = url.password() {
-            let value = Value::from(decode(password));
+            let value = Value::from(percent_decode(password));
             match crate::section::secret(value, near, &section.faulty.file) {
                 Ok(secret) => self.password = Some(secret),
                 Err((what, how)) => {
@@ -291,6 +333,45 @@ impl PostgresServer {
         }
         near
     }
+}
+
+impl PostgresHost {
+    /// Whether it is on this machine.
+    fn is_near(&self) -> bool {
+        let name = self.name.trim_matches(['[', ']']);
+        name.starts_with('/')
+            || name == "localhost"
+            || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl fmt::Display for PostgresHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.port)
+    }
+}
+
+impl Session {
+    fn by_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "any" => Self::Any,
+            "read-write" => Self::ReadWrite,
+            "read-only" => Self::ReadOnly,
+            "primary" => Self::Primary,
+            "standby" => Self::Standby,
+            "prefer-standby" => Self::PreferStandby,
+            _ => return None,
+        })
+    }
+}
+
+/// A url of several hosts, as libpq takes them, as a url for each.
+fn one_each(text: &str) -> impl Iterator<Item = String> {
+    let begin = text.find("://").map_or(0, |at| at + 3);
+    let end = text[begin..].find(['/', '?', '#']).map_or(text.len(), |at| begin + at);
+    let begin = text[begin..end].rfind('@').map_or(begin, |at| begin + at + 1);
+    let (before, hosts, after) = (&text[..begin], &text[begin..end], &text[end..]);
+    hosts.split(',').map(move |host| format!("{before}{host}{after}"))
 }
 
 fn percent_decode(text: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::postgres::PostgresServer;
+use crate::postgres::{PostgresServer, Session};
 use crate::section::Section;
 
 /// A PostgreSQL warehouse.
@@ -45,6 +45,9 @@ pub enum DroppedColumns {
 impl PostgresSink {
     pub(crate) fn read(mut section: Section<'_>) -> Self {
         let server = PostgresServer::read(&mut section);
+        if !matches!(server.session, Session::Any | Session::ReadWrite) {
+            section.fault("url", "a warehouse must take writes", Some("target_session_attrs=read-write"));
+        }
         let mode = match section.choice("mode", &["mirror", "history"]) {
             "history" => WarehouseMode::History,
             _ => WarehouseMode::Mirror,

@@ -29,7 +29,7 @@ pub use content::{Content, Guid, NewSchema, Reference, SchemaType, is_same};
 pub use error::{Code, Error, Refusal, Result, chain};
 pub use registrar::{Check, Registrar, Told};
 pub use registry::{Config, Counts, Found, Mode, Registered, Registry, SchemaId, Shown, Version, Which};
-pub use server::{Role, Serve, Server, TlsFiles, Token, User, hash_password};
+pub use server::Server;
 pub use store::{Limits, Store};
 pub use subject::{Prefix, Subject};
 pub use transfer::{Entry, Imported, SchemaEntry};

@@ -98,6 +98,8 @@ pub struct Stats {
     pub syncs: u64,
     /// Nothing can be written for want of room.
     pub disk_full: bool,
+    /// Commit time up to which the oldest segment reaches; None while there is only one.
+    pub oldest: Option<Micros>,
 }
 
 /// What readers may see.
@@ -394,6 +396,10 @@ impl<F: Files> Log<F> {
             segments: bases.len() as u64,
             syncs: self.shared.syncs.load(Ordering::Relaxed),
             disk_full: self.shared.disk_full.load(Ordering::Relaxed),
+            oldest: bases
+                .first()
+                .filter(|_| bases.len() > 1)
+                .and_then(|base| Some(self.shared.sealed(*base).ok()??.time)),
         }
     }
 

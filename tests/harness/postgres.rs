@@ -13,6 +13,7 @@ use crate::{folder, free_port, must, root};
 
 /// A server; stopped when it is dropped or the tests end.
 pub struct Server {
+    pub version: u32,
     pub port: u16,
     pub data: PathBuf,
     programs: PathBuf,
@@ -71,7 +72,7 @@ impl Server {
             data.display()
         ));
         std::fs::write(data.join("postgresql.conf"), conf).unwrap();
-        let server = Self { port, data, programs, guard: Mutex::new(None) };
+        let server = Self { version, port, data, programs, guard: Mutex::new(None) };
         server.up();
         server
     }
@@ -145,17 +146,27 @@ impl Server {
         let mut conf = std::fs::read_to_string(data.join("postgresql.conf")).unwrap();
         conf.push_str(&format!(
             "\nport = {port}\nunix_socket_directories = '{}'\nhot_standby = on\nhot_standby_feedback = on\n\
-             primary_conninfo = 'host=127.0.0.1 port={} user=postgres dbname=postgres'\nprimary_slot_name = 'standby'\n\
-             sync_replication_slots = on\n",
+             primary_conninfo = 'host=127.0.0.1 port={} user=postgres dbname=postgres'\nprimary_slot_name = 'standby'\n",
             data.display(),
             self.port
         ));
+        if self.version >= 17 {
+            conf.push_str("sync_replication_slots = on\n");
+        }
         std::fs::write(data.join("postgresql.conf"), conf).unwrap();
         std::fs::write(data.join("standby.signal"), "").unwrap();
         let _ = std::fs::remove_file(data.join("postmaster.pid"));
-        let standby = Self { port, data, programs: self.programs.clone(), guard: Mutex::new(None) };
+        let standby =
+            Self { version: self.version, port, data, programs: self.programs.clone(), guard: Mutex::new(None) };
         standby.up();
         standby
+    }
+
+    /// Other settings, at the next start or reload.
+    pub fn set(&self, settings: &str) {
+        let file = self.data.join("postgresql.conf");
+        let conf = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(file, format!("{conf}\n{settings}\n")).unwrap();
     }
 
     /// Makes a standby a primary.

@@ -128,17 +128,26 @@ fn a_server_elsewhere_is_reached_over_verified_tls() {
     let near = source("postgres://u:p%40ss@localhost/shop");
     assert_eq!(near.password.as_ref().unwrap().expose(), "p@ss");
     assert!(!format!("{near:?}").contains("p@ss"));
-    assert_eq!(source("postgres://u@localhost/shop?host=/run/postgresql").host, "/run/postgresql");
+    assert_eq!(source("postgres://u@localhost/shop?host=/run/postgresql").hosts[0].name, "/run/postgresql");
+    let several = source("postgres://u@a.example:5433,b.example,[::1]:5434/shop?target_session_attrs=read-write");
+    let hosts: Vec<String> = several.hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["a.example:5433", "b.example:5432", "[::1]:5434"]);
+    assert_eq!(
+        (several.session, several.database.as_str(), several.tls),
+        (crate::Session::ReadWrite, "shop", verified)
+    );
+    let near = source("postgres://u:p%40ss@localhost:1,127.0.0.1:2/shop");
+    assert_eq!((near.hosts.len(), near.session, near.tls), (2, crate::Session::Any, crate::PostgresTls::Disable));
 }
 
 #[test]
 fn a_registry_alone_is_a_configuration_and_opens_to_others_only_with_tls_and_users() {
     let config = load("[registry]\nbind = \"localhost:8081\"\n").unwrap();
     let Some(crate::Registry::Served(served)) = config.registry else { panic!("it is served") };
-    assert_eq!((served.bind.to_string().as_str(), served.max_body), ("127.0.0.1:8081", 1 << 20));
+    assert_eq!((served.listen.bind.to_string().as_str(), served.max_body), ("127.0.0.1:8081", 1 << 20));
     let limited = "[registry]\nbind = \"127.0.0.1:1\"\nmax_connections = 64\nmax_body = 4096\n";
     let Some(crate::Registry::Served(served)) = load(limited).unwrap().registry else { panic!("it is served") };
-    assert_eq!((served.max_connections, served.max_body), (64, 4096));
+    assert_eq!((served.listen.max_connections, served.max_body), (64, 4096));
     let faults = load("[registry]\nbind = \"0.0.0.0:8081\"\n").unwrap_err();
     assert_eq!(faults.len(), 2, "{faults:?}");
     assert!(faults[0].starts_with("highwater.toml:2: registry.bind: is not this machine alone: it needs TLS"));
@@ -146,9 +155,27 @@ fn a_registry_alone_is_a_configuration_and_opens_to_others_only_with_tls_and_use
     let whole = "[registry]\nbind = \"0.0.0.0:8081\"\ntls = { cert = \"c.pem\", key = \"k.pem\" }\n\
          [registry.users.ann]\npassword = \"$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaA\"\nrole = \"admin\"\n";
     let Some(crate::Registry::Served(served)) = load(whole).unwrap().registry else { panic!("it is served") };
-    assert_eq!(served.users["ann"].role, crate::RegistryRole::Admin);
-    assert!(served.tls.unwrap().cert.is_absolute());
-    assert!(!format!("{:?}", served.users).contains("argon2id"));
+    assert_eq!(served.listen.users["ann"].role, crate::Role::Admin);
+    assert!(served.listen.tls.as_ref().unwrap().cert.is_absolute());
+    assert!(!format!("{:?}", served.listen.users).contains("argon2id"));
+}
+
+#[test]
+fn http_listens_on_this_machine_or_with_tls_and_users() {
+    let source = "[sources.shop]\ntype = \"postgres\"\nurl = \"postgres://u@localhost/shop\"\n";
+    let http = |text: &str| load(&format!("{source}[http]\n{text}"));
+    let read = http("bind = \"127.0.0.1:8484\"\npatience = \"5s\"\n").unwrap().http.unwrap();
+    assert_eq!((read.listen.bind.port(), read.patience.as_secs()), (8484, 5));
+    assert_eq!(http("bind = \"localhost:1\"\n").unwrap().http.unwrap().patience.as_secs(), 30);
+    assert_eq!(http("").unwrap_err(), ["highwater.toml:4: http.bind: is missing"]);
+    let faults = http("bind = \"0.0.0.0:8484\"\n").unwrap_err();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    assert!(
+        faults[0].contains("http.bind: is not this machine alone: it needs TLS")
+            && faults[0].contains("[http.users.NAME]")
+    );
+    let whole = "bind = \"0.0.0.0:8484\"\ntls = { cert = \"c.pem\", key = \"k.pem\", client_ca = \"ca.pem\" }\n";
+    assert!(http(whole).unwrap().http.unwrap().listen.tls.is_some());
 }
 
 #[test]

@@ -34,8 +34,10 @@ use crate::shape::SchemaNumber;
 
 mod runs;
 mod splice;
+mod tally;
 
 pub use runs::{Batch, Change, Run, Runs};
+pub use tally::Tally;
 
 const VERSION: u8 = 1;
 const UNKNOWN: u8 = 0x80;
@@ -87,6 +89,9 @@ impl Op {
             Op::Message => "message",
         }
     }
+
+    /// All, in the order of their numbers.
+    pub const ALL: [Op; 6] = [Op::Read, Op::Insert, Op::Update, Op::Delete, Op::Truncate, Op::Message];
 
     fn from_bits(bits: u8) -> Result<Self, Malformed> {
         Ok(match bits {

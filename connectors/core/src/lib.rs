@@ -29,7 +29,9 @@ mod table;
 mod unfit;
 
 pub use avro::{Reader, put_bytes, put_double, put_float, put_long};
-pub use batch::{Batch, BatchWriter, Change, Malformed, Op, RowExtras, Run, Runs, Transaction, patch_first_ordinal};
+pub use batch::{
+    Batch, BatchWriter, Change, Malformed, Op, RowExtras, Run, Runs, Tally, Transaction, patch_first_ordinal,
+};
 pub use civil::{civil_from_days, days_from_civil};
 pub use decimal::{OutOfRange, decimal_from_text, decimal_to_i128, decimal_to_text};
 pub use difference::Difference;

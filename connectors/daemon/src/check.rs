@@ -9,7 +9,7 @@ use connector_postgres::{Finding, Severity};
 use serde_json::json;
 
 use crate::exit::Exit;
-use crate::{control, held, layout, out, quarantine, registry, sinks, status};
+use crate::{control, held, http, layout, out, quarantine, registry, sinks, status};
 
 pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     let mut all: Vec<(String, Finding)> = vec![("data folder".into(), data_folder(&config.data_dir))];
@@ -34,6 +34,7 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
     let running = control::ask(&layout::socket(&config), &json!({"command": "status"})).await.is_some();
     let findings = registry::check(&config, running).await;
     all.extend(findings.into_iter().map(|finding| ("registry".into(), finding)));
+    all.extend(http::check(&config, running).await.map(|finding| ("http".into(), finding)));
     let failing = all.iter().any(|(_, finding)| finding.severity == Severity::Error);
     if only_sql {
         sql(&all);

@@ -30,7 +30,8 @@ pub(crate) async fn pause(config: &Config, name: &str, as_json: bool) -> Exit {
                 Err(error) => return failed("pause", &error),
             };
             let Source::Postgres(server) = &config.sources[source];
-            let kept = connector_postgres::kept_by_slot(server).await.ok();
+            let slot = connector_postgres::slot_state(server).await.ok().flatten();
+            let kept = slot.map(|slot| slot.retained_bytes);
             if as_json {
                 out::line(json!({"source": source, "paused": true, "running": running, "slot_bytes": kept}));
             } else {

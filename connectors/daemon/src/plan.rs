@@ -68,7 +68,7 @@ fn as_role(of: &config::Postgres, url: Option<&str>, password_file: Option<&Path
     of.user = url.username().to_owned();
     of.password = None;
     if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
-        (of.host, of.port) = (host.to_owned(), url.port().unwrap_or(5432));
+        of.hosts = vec![config::PostgresHost { name: host.to_owned(), port: url.port().unwrap_or(5432) }];
     }
     if let Some(database) = Some(url.path().trim_start_matches('/')).filter(|database| !database.is_empty()) {
         of.database = database.to_owned();

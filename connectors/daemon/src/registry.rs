@@ -1,20 +1,21 @@
 //! The registry as configured: opened, and served if that is asked for.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use config::{Config, ExternalRegistry, RegistryRole, ServedRegistry};
+use config::{Config, ExternalRegistry};
 use connector::{Error, Result};
 use connector_postgres::Finding;
-use schema_registry::{
-    Client, Counts, Elsewhere, Limits, Registrar, Role, Serve, Server, Store, TlsFiles, Token, User,
-};
+use listener::Answered;
+use schema_registry::{Client, Counts, Elsewhere, Limits, Registrar, Server, Store};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::log_error;
+use crate::http::serve;
 use crate::layout;
 
 /// Where sources register.
@@ -30,7 +31,7 @@ pub(crate) struct Registry {
 /// The registry as `status` shows it.
 #[derive(Clone)]
 pub(crate) enum Face {
-    Own { store: Arc<Store>, bind: Option<SocketAddr>, tls: bool },
+    Own { store: Arc<Store>, bind: Option<SocketAddr>, tls: bool, answered: Answered },
     Elsewhere(Watched),
 }
 
@@ -51,9 +52,9 @@ const LOOK: Duration = Duration::from_secs(15);
 impl Face {
     pub(crate) fn status(&self) -> Value {
         match self {
-            Self::Own { store, bind, tls } => {
+            Self::Own { store, bind, tls, answered } => {
                 let counts = store.read(schema_registry::Registry::counts);
-                own(*bind, *tls, Some(counts))
+                own(*bind, *tls, Some(counts), &answered.by_status())
             }
             Self::Elsewhere(watched) => {
                 let standing = watched.client.standing();
@@ -69,7 +70,7 @@ impl Face {
     }
 }
 
-fn own(bind: Option<SocketAddr>, tls: bool, counts: Option<Counts>) -> Value {
+fn own(bind: Option<SocketAddr>, tls: bool, counts: Option<Counts>, answered: &BTreeMap<u16, u64>) -> Value {
     json!({
         "kind": "own",
         "address": bind,
@@ -77,6 +78,7 @@ fn own(bind: Option<SocketAddr>, tls: bool, counts: Option<Counts>) -> Value {
         "subjects": counts.map(|counts| counts.subjects),
         "schemas": counts.map(|counts| counts.schemas),
         "versions": counts.map(|counts| counts.versions),
+        "requests": answered,
         "problem": null,
     })
 }
@@ -88,7 +90,7 @@ pub(crate) fn stopped(config: &Config) -> Value {
             let url = external.url.as_str();
             return json!({"kind": "external", "url": url, "subjects": null, "answered": null, "problem": null});
         }
-        Some(config::Registry::Served(served)) => (Some(served.bind), served.tls.is_some()),
+        Some(config::Registry::Served(served)) => (Some(served.listen.bind), served.listen.tls.is_some()),
         None => (None, false),
     };
     let folder = layout::registry(config);
@@ -96,7 +98,7 @@ pub(crate) fn stopped(config: &Config) -> Value {
         true => Store::peek(&folder).ok().map(|registry| registry.counts()),
         false => Some(Counts::default()),
     };
-    own(bind, tls, counts)
+    own(bind, tls, counts, &BTreeMap::new())
 }
 
 impl Watched {
@@ -185,9 +187,9 @@ pub(crate) async fn check(config: &Config, running: bool) -> Vec<Finding> {
         });
     }
     if let (Some(config::Registry::Served(served)), false) = (&config.registry, running) {
-        findings.push(match Server::bind(serve(served)).await {
-            Ok(_) => ok(format!("{} is free for it", served.bind)),
-            Err(error) => bad(chain(error), "end what listens there, or change `bind` and the files of `tls`"),
+        findings.push(match Server::bind(serve(&served.listen), 0).await {
+            Ok(_) => ok(format!("{} is free for it", served.listen.bind)),
+            Err(error) => bad(error.to_string(), "end what listens there, or change `bind` and the files of `tls`"),
         });
     }
     findings
@@ -221,19 +223,21 @@ impl Registry {
         let server = match served {
             None => None,
             Some(served) => {
-                let server = Server::bind(serve(served)).await;
+                let body = usize::try_from(served.max_body).unwrap_or(usize::MAX);
+                let server = Server::bind(serve(&served.listen), body).await;
                 let server = server.map_err(|error| {
                     Error::halt("could not serve the registry").because(error).hint(
                         "check `bind` and the files of `tls` in `[registry]`, and that nothing else listens there",
                     )
                 })?;
-                tracing::info!(address = %served.bind, tls = served.tls.is_some(), "registry open");
+                tracing::info!(address = %served.listen.bind, tls = served.listen.tls.is_some(), "registry open");
                 Some(server)
             }
         };
         let bind = server.as_ref().and_then(Server::address);
-        let tls = served.is_some_and(|served| served.tls.is_some());
-        let face = Face::Own { store: store.clone(), bind, tls };
+        let tls = served.is_some_and(|served| served.listen.tls.is_some());
+        let answered = server.as_ref().map(Server::answered).unwrap_or_default();
+        let face = Face::Own { store: store.clone(), bind, tls, answered };
         Ok(Self { registrar: Registrar::Own(store.clone()), face, store: Some(store), server })
     }
 
@@ -297,34 +301,5 @@ pub(crate) fn elsewhere(external: &ExternalRegistry) -> Elsewhere {
         bearer: external.token.as_ref().map(|token| token.expose().to_owned()),
         ca: external.ca.clone(),
         timeout: external.timeout,
-    }
-}
-
-fn serve(served: &ServedRegistry) -> Serve {
-    let user = |(name, user): (&String, &config::RegistryUser)| User {
-        name: name.clone(),
-        hash: user.password.expose().into(),
-        role: role(user.role),
-    };
-    Serve {
-        bind: served.bind,
-        tls: served.tls.as_ref().map(|tls| TlsFiles {
-            cert: tls.cert.clone(),
-            key: tls.key.clone(),
-            client_ca: tls.client_ca.clone(),
-            client_role: role(tls.client_role),
-        }),
-        users: served.users.iter().map(user).collect(),
-        tokens: served.tokens.values().map(|token| Token::new(token.token.expose(), role(token.role))).collect(),
-        body: usize::try_from(served.max_body).unwrap_or(usize::MAX),
-        connections: usize::try_from(served.max_connections).unwrap_or(usize::MAX),
-    }
-}
-
-fn role(role: RegistryRole) -> Role {
-    match role {
-        RegistryRole::Read => Role::Read,
-        RegistryRole::Write => Role::Write,
-        RegistryRole::Admin => Role::Admin,
     }
 }

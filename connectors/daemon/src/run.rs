@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Exit, failure, log_error};
+use crate::http::Http;
 use crate::registry::{Face, Registry};
 use crate::status::{Live, LiveSink};
 use crate::{control, drift, held, layout, order, plan, progress, quarantine, sinks, snapshot, status, verify};
@@ -82,6 +83,7 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     }
     let registry = Registry::open(&config).await?;
     let face = registry.face.clone();
+    let http = Http::open(&config).await?;
     if !until_caught_up {
         tokio::spawn(drift::watch(config.clone(), stop.clone()));
     }
@@ -152,9 +154,11 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     }
     let socket = layout::socket(&config);
     let serving = CancellationToken::new();
+    let (lives, face) = (Arc::new(lives), Arc::new(face));
+    let http = http.map(|http| tokio::spawn(http.run(lives.clone(), face.clone(), serving.clone())));
     let server = tokio::spawn({
         let serving = serving.clone();
-        let (lives, face) = (Arc::new(lives), Arc::new(face));
+        let (lives, face) = (lives.clone(), face.clone());
         async move { control::serve(&socket, move |asked| answer(lives.clone(), face.clone(), asked), serving).await }
     });
 
@@ -186,6 +190,9 @@ async fn daemon(config: Config, until_caught_up: bool, stop: CancellationToken) 
     stop.cancel();
     serving.cancel();
     let _ = server.await;
+    if let Some(http) = http {
+        let _ = http.await;
+    }
     if until_caught_up {
         let left = logs.iter().filter_map(|(name, log)| Some((format!("source {name:?}"), held::left(name, log)?)));
         ended.failures.extend(left);

@@ -285,7 +285,7 @@ pub(crate) fn password() -> Exit {
         eprintln!("no password on stdin\nwhat to do: echo it in, as in `highwater schemas password < FILE`");
         return Exit::Usage;
     }
-    match schema_registry::hash_password(password) {
+    match listener::hash_password(password) {
         Some(hash) => {
             line(hash);
             Exit::Done

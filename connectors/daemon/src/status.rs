@@ -5,7 +5,7 @@ use std::sync::Arc;
 use config::{Config, Postgres};
 use connector::Error;
 use connector_postgres::{Lsn, Watch};
-use connector_runtime::{Desk, Hold, Holds, Orders, SchemaBook, SinkStatus, SourceStatus, source_paused};
+use connector_runtime::{Desk, Health, Hold, Holds, Orders, SchemaBook, SinkStatus, SourceStatus, source_paused};
 use serde_json::{Value, json};
 use storage::outside::LogFiles;
 use storage::{EventLog, Log, Offset, State};
@@ -85,32 +85,43 @@ pub(crate) async fn live(pieces: &[Live], registry: Value) -> Value {
         let stats = live.log.stats();
         let log_state = live.log.state();
         let paused = source_paused(&log_state);
-        // Nobody reads the slot: only the server knows what it keeps for it.
-        let kept = match paused {
-            Some(_) => tokio::time::timeout(SERVER, connector_postgres::kept_by_slot(&live.config)).await,
-            None => Ok(Ok(0)),
+        let slot = match paused {
+            // Nobody reads the slot: only the server knows what it keeps for it.
+            Some(_) => tokio::time::timeout(SERVER, connector_postgres::slot_state(&live.config)).await.ok(),
+            None if state.health == Health::Running => Some(Ok(live.watch.slot())),
+            None => None,
         };
+        let slot = slot.and_then(|slot| slot.ok().flatten());
         let problem = match stats.disk_full {
             true => json!({
                 "error": "disk full: nothing more is read from the source until there is room",
                 "remedy": "make room on the disk of `data_dir`; it then goes on by itself",
             }),
-            false => json!(state.problem),
+            false => match live.watch.waits_for().filter(|_| state.problem.is_none()) {
+                Some((error, remedy)) => json!({"error": error, "remedy": remedy}),
+                None => json!(state.problem),
+            },
         };
         sources.push(json!({
             "name": live.name,
             "type": "postgres",
             "health": state.health,
             "doing": if reading { "snapshot" } else { "streaming" },
+            "server": live.watch.server(),
             "slot": live.config.slot,
             "paused_since": paused,
-            "slot_bytes": paused.and_then(|_| kept.ok()?.ok()),
+            "slot_bytes": slot.as_ref().map(|slot| slot.retained_bytes),
+            "slot_safe_bytes": slot.as_ref().and_then(|slot| slot.safe_bytes),
+            "slot_wal_status": slot.as_ref().map(|slot| &slot.wal_status),
+            "silent_seconds": live.watch.silent_seconds(),
             "position": durable.to_string(),
             "received": received.to_string(),
             "lag_bytes": lag,
             "lag_seconds": if lag == 0 { 0.0 } else { seconds_since(event_time) },
             "spool_bytes": live.watch.spooled(),
             "events": state.events,
+            "events_by_op": state.ops,
+            "retries": state.retries,
             "problem": problem,
             "quarantine": state.quarantine,
             "held": held::told(&live.name, &live.log.state(), &state.held),
@@ -138,6 +149,8 @@ pub(crate) async fn live(pieces: &[Live], registry: Value) -> Value {
                 "lag_seconds": if lags { seconds_since(state.event_time.unwrap_or(event_time)) } else { 0.0 },
                 "events": state.events,
                 "steps": state.steps,
+                "committed": state.committed,
+                "retries": state.retries,
                 "problem": state.problem,
             }));
         }

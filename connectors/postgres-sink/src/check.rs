@@ -200,8 +200,8 @@ mod tests {
 
     fn found(schema: Option<&str>, mode: WarehouseMode, tables: &[(&str, &str)]) -> Vec<String> {
         let server = PostgresServer {
-            host: "localhost".into(),
-            port: 5432,
+            hosts: vec![config::PostgresHost { name: "localhost".into(), port: 5432 }],
+            session: config::Session::Any,
             user: "loader".into(),
             database: "analytics".into(),
             password: None,

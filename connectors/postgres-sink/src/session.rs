@@ -8,7 +8,7 @@ use connector::{Error, Result};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -27,8 +27,15 @@ const SETTINGS: &str = "SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'iso_860
 /// Connects. The connection's task ends with the client.
 pub(crate) async fn connect(server: &PostgresServer) -> Result<Client> {
     let mut config = tokio_postgres::Config::new();
-    config.user(&server.user).dbname(&server.database).port(server.port).application_name("highwater");
-    config.host(server.host.trim_matches(['[', ']'])).connect_timeout(Duration::from_secs(10));
+    config.user(&server.user).dbname(&server.database).application_name("highwater");
+    config.connect_timeout(Duration::from_secs(10));
+    for host in &server.hosts {
+        config.host(host.name.trim_matches(['[', ']'])).port(host.port);
+    }
+    // Of several it can only be one that takes writes.
+    if server.hosts.len() > 1 {
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    }
     config.keepalives_idle(Duration::from_secs(15)).tcp_user_timeout(Duration::from_secs(30));
     if let Some(password) = &server.password {
         config.password(password.expose());
@@ -56,7 +63,8 @@ pub(crate) async fn connect(server: &PostgresServer) -> Result<Client> {
 
 /// Without the password.
 pub(crate) fn name(server: &PostgresServer) -> String {
-    format!("postgres://{}@{}:{}/{}", server.user, server.host, server.port, server.database)
+    let hosts: Vec<String> = server.hosts.iter().map(ToString::to_string).collect();
+    format!("postgres://{}@{}/{}", server.user, hosts.join(","), server.database)
 }
 
 /// Verifies against `ca`, or the machine's own roots.

@@ -3,7 +3,7 @@
 mod server;
 mod tables;
 
-use config::Postgres;
+use config::{Postgres, Session};
 use connector::Table;
 use serde::Serialize;
 use storage::State;
@@ -14,10 +14,10 @@ use crate::control;
 use crate::lsn::Lsn;
 use crate::setup;
 use crate::shape;
-use crate::slot::{self, Identity};
-use crate::source::{identity, target};
+use crate::slot::{self, Identity, Slot};
+use crate::source::identity;
 use crate::tables::matching;
-use crate::target::Target;
+use crate::target::{Servers, Target};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -90,14 +90,14 @@ impl Finding {
 /// Schema and name of each table that a configuration captures: what a sink
 /// will be given.
 pub async fn captured(config: &Postgres) -> connector::Result<Vec<(String, String)>> {
-    let client = control::connect(&target(config)?).await?;
+    let client = Servers::of(config)?.connect().await?.1;
     let tables = matching(&client, config).await?;
     Ok(tables.into_iter().map(|table| (table.schema, table.name)).collect())
 }
 
 /// The shapes that tables would be captured in now.
 pub async fn shapes(config: &Postgres) -> connector::Result<Vec<Table>> {
-    let client = control::connect(&target(config)?).await?;
+    let client = Servers::of(config)?.connect().await?.1;
     let types = Types::read(&client).await?;
     let tables = matching(&client, config).await?;
     tables.iter().map(|table| Ok(shape::of(config, &types, table)?.0)).collect()
@@ -114,19 +114,23 @@ pub struct Standing {
 
 /// Everything that can be seen before it hurts.
 pub async fn check(config: &Postgres, standing: &Standing) -> Vec<Finding> {
-    let connected = match target(config) {
-        Ok(target) => control::connect(&target).await.map(|client| (client, target)),
-        Err(error) => Err(error),
-    };
-    let (client, target) = match connected {
-        Ok(connected) => connected,
+    let reached = async { Servers::of(config)?.connect().await };
+    let (target, client) = match reached.await {
+        Ok(reached) => reached,
         Err(error) => {
             let finding = Finding::failed(&error);
             // Whoever cannot get in sees nothing: what a role needs is said whole.
             return vec![if setup::is_wanted(&error) { finding.sql(setup::script(config)) } else { finding }];
         }
     };
-    let mut findings = vec![Finding::ok(format!("reached {}:{} as {}", config.host, config.port, config.user))];
+    let mut findings = vec![Finding::ok(format!("reached {}:{} as {}", target.host, target.port, config.user))];
+    if config.hosts.len() > 1 && config.session == Session::Any {
+        findings.push(
+            Finding::warning("of several servers the first that can be reached is taken, be it a standby")
+                .why("behind a failover that is the old primary, if it is there again")
+                .remedy("add ?target_session_attrs=read-write to `url`"),
+        );
+    }
     if let Err(error) = look(&client, &target, config, standing, &mut findings).await {
         findings.push(Finding::failed(&error));
     }
@@ -144,7 +148,7 @@ async fn look(
     findings.extend(server::look(client, config, found.as_ref()).await?);
     // What hinders a replication connection has been told.
     if !findings.iter().any(|finding| finding.severity == Severity::Error) {
-        findings.push(as_replication(client, target, config, standing).await);
+        findings.push(as_replication(client, target, config, found.as_ref(), standing).await);
     }
     findings.extend(tables::look(client, config).await?);
     findings.push(match slot::fits(config.into(), found.as_ref(), standing.durable) {
@@ -159,12 +163,20 @@ async fn look(
 
 /// Whether the stream's own connection can be had: a pooler, or a line of
 /// pg_hba.conf, may be in its way alone. And whether this is the log's server.
-async fn as_replication(client: &Client, target: &Target, config: &Postgres, standing: &Standing) -> Finding {
+async fn as_replication(
+    client: &Client,
+    target: &Target,
+    config: &Postgres,
+    slot: Option<&Slot>,
+    standing: &Standing,
+) -> Finding {
     let attempt = || async {
         let system = crate::source::system(target).await?.1;
-        let now = identity(client, &system, config).await?;
+        let now = identity(client, &system, control::is_standby(client).await?, config).await?;
         match Identity::of(&standing.state) {
-            Some(known) => slot::same_server(config.into(), &known, &now, &system, standing.durable).map(|()| true),
+            Some(known) => {
+                slot::same_server(config.into(), &known, &now, &system, slot, standing.durable).map(|()| true)
+            }
             None => Ok(false),
         }
     };

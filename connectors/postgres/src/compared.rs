@@ -8,9 +8,8 @@ use connector::{Result, stream_part};
 use tokio_postgres::Client;
 
 use crate::catalog::{self, CatalogTable};
-use crate::control;
 use crate::error::control_failed;
-use crate::source::target;
+use crate::target::Servers;
 
 /// A captured table.
 #[derive(Clone, Debug)]
@@ -35,7 +34,7 @@ pub struct ComparedTable {
 
 /// Connects, with the settings that decide how values look.
 pub async fn connect(config: &Postgres) -> Result<Client> {
-    control::connect(&target(config)?).await
+    Ok(Servers::of(config)?.connect().await?.1)
 }
 
 /// The tables that pass `wanted` by `schema.table`, as the client's transaction sees them.

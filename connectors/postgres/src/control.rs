@@ -53,6 +53,11 @@ async fn log_in(target: &Target) -> Result<Client> {
     Ok(client)
 }
 
+/// Whether nothing can be written there.
+pub(crate) async fn is_standby(client: &Client) -> Result<bool> {
+    Ok(scalar(client, "SELECT pg_is_in_recovery()").await? == "t")
+}
+
 /// One number of a one-row answer.
 pub(crate) async fn scalar(client: &Client, sql: &str) -> Result<String> {
     let rows =

@@ -10,6 +10,7 @@ use connector::{Error, Result};
 use tokio_postgres::Client;
 
 use crate::catalog::CatalogTable;
+use crate::control;
 use crate::error::control_failed;
 use crate::plan::quote;
 
@@ -146,10 +147,10 @@ async fn published(client: &Client, name: &str) -> Result<BTreeSet<String>> {
 /// all is permitted to it.
 pub(crate) async fn may_mend(client: &Client, name: &str, tables: &[CatalogTable]) -> Result<bool> {
     let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
-    let sql = "SELECT r.rolsuper OR (
+    let sql = "SELECT NOT pg_is_in_recovery() AND (r.rolsuper OR (
                    coalesce((SELECT pg_has_role(p.pubowner, 'USAGE') FROM pg_publication p WHERE p.pubname = $1),
                             has_database_privilege(current_database(), 'CREATE'))
-                   AND (SELECT coalesce(bool_and(pg_has_role(c.relowner, 'USAGE')), true) FROM pg_class c WHERE c.oid = ANY($2)))
+                   AND (SELECT coalesce(bool_and(pg_has_role(c.relowner, 'USAGE')), true) FROM pg_class c WHERE c.oid = ANY($2))))
                  FROM pg_roles r WHERE r.rolname = current_user";
     let row = client.query_one(sql, &[&name, &oids]).await;
     let row = row.map_err(|error| control_failed(error, "could not ask what the role may do"))?;
@@ -177,7 +178,17 @@ pub(crate) async fn harmful<'a>(
 
 /// Brings the server in step.
 pub(crate) async fn ensure(client: &Client, wanted: &Wanted) -> Result<()> {
-    for sql in wanted.missing(Published::read(client, &wanted.name).await?.as_ref()) {
+    let missing = wanted.missing(Published::read(client, &wanted.name).await?.as_ref());
+    if !missing.is_empty() && control::is_standby(client).await? {
+        let what = format!(
+            "publication {:?} is not in step, and this is a standby, where nothing can be changed",
+            wanted.name
+        );
+        return Err(
+            Error::halt(what).hint(format!("run on the primary, as the owner of the tables: {};", missing.join("; ")))
+        );
+    }
+    for sql in missing {
         tracing::info!(sql, "changing the publication");
         client.batch_execute(&sql).await.map_err(|error| {
             let may_not = error.code().is_some_and(|code| code.code() == "42501");

@@ -12,10 +12,9 @@ use connector::{Error, Result, Table};
 use tokio_postgres::Client;
 
 use crate::catalog::{self, CatalogTable, Types};
-use crate::control;
 use crate::error::control_failed;
 use crate::shape;
-use crate::source::target;
+use crate::target::Servers;
 
 const LOCK: &str = "5s";
 const RUN: &str = "60s";
@@ -43,8 +42,7 @@ struct Seen {
 /// Runs them as the role of `config`, and tells which captured tables would
 /// not be as they are.
 pub async fn rehearse(config: &Postgres, sql: &str) -> Result<Vec<Rehearsed>> {
-    let target = target(config)?;
-    let client = control::connect(&target).await?;
+    let (target, client) = Servers::of(config)?.connect().await?;
     let failed = |error| control_failed(error, "could not begin the transaction");
     let begin = format!("BEGIN; SET LOCAL lock_timeout = '{LOCK}'; SET LOCAL statement_timeout = '{RUN}'");
     client.batch_execute(&begin).await.map_err(failed)?;

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use config::Postgres;
-use connector::{Error, Result};
+use connector::{Action, Error, Result};
 use storage::{Kind, LogBatch, Micros, State, StateChange};
 use tokio_postgres::Client;
 
@@ -19,9 +19,10 @@ use crate::lsn::Lsn;
 use crate::replication::{Event, Replication};
 use crate::slot::{self, Identity};
 use crate::snapshot::Progress;
-use crate::source::{connect, identity, target};
+use crate::source::{Reached, SNAPSHOT_AT_PRIMARY, WAITS_FOR_PRIMARY, connect, identity};
 use crate::stream::is_unpublished;
 use crate::tables::select;
+use crate::target::{Servers, Target};
 
 /// How long the server is given to say what it cannot decode, or to let a slot go.
 const ASKED: Duration = Duration::from_secs(10);
@@ -37,16 +38,20 @@ pub struct Plan {
 
 /// Looks, and changes nothing. None: there is nothing to repair.
 pub async fn plan(config: &Postgres, state: &State, durable: Option<Lsn>) -> Result<Option<Plan>> {
-    let (client, _replication, system) = connect(&target(config)?).await?;
-    let now = identity(&client, &system, config).await?;
+    let Reached { target, client, system, standby, .. } = connect(&Servers::of(config)?).await?;
+    let now = identity(&client, &system, standby, config).await?;
     let known = Identity::of(state);
     let found = slot::read(&client, &config.slot).await?;
-    let same = known.as_ref().map_or(Ok(()), |known| slot::same_server(config.into(), known, &now, &system, durable));
+    let same = known
+        .as_ref()
+        .map_or(Ok(()), |known| slot::same_server(config.into(), known, &now, &system, found.as_ref(), durable));
     let fits = same.and_then(|()| slot::fits(config.into(), found.as_ref(), durable));
     let error = match (fits, durable) {
+        // It passes by itself.
+        (Err(error), _) if error.action() == Action::Retry => return Err(error),
         (Err(error), _) => error,
         (Ok(()), None) => return Ok(None),
-        (Ok(()), Some(durable)) => match undecodable(config, &client, durable, system.flushed).await? {
+        (Ok(()), Some(durable)) => match undecodable(config, target, &client, durable, system.flushed).await? {
             Some(error) => error,
             None => return Ok(None),
         },
@@ -81,10 +86,16 @@ pub async fn plan(config: &Postgres, state: &State, durable: Option<Lsn>) -> Res
 }
 
 /// Whether what comes next can be had from the server, by asking for it.
-async fn undecodable(config: &Postgres, client: &Client, from: Lsn, upto: Lsn) -> Result<Option<Error>> {
+async fn undecodable(
+    config: &Postgres,
+    target: Target,
+    client: &Client,
+    from: Lsn,
+    upto: Lsn,
+) -> Result<Option<Error>> {
     let tables = select(client, config, true).await?.tables;
     let publications = crate::tables::publications(config, &tables);
-    let (target, slot) = (target(config)?, config.slot.clone());
+    let slot = config.slot.clone();
     let attempt = format!("could not decode what slot {slot:?} has from {from} on");
     let asked = tokio::task::spawn_blocking(move || {
         let mut replication = Replication::connect(&target)?;
@@ -122,13 +133,15 @@ async fn is_let_go(client: &Client, config: &Postgres) -> Result<bool> {
 /// Does it; the batch makes the log go on from the new slot, and must be
 /// durable before the source is opened.
 pub async fn repair(config: &Postgres, state: &State) -> Result<LogBatch> {
-    let target = target(config)?;
-    let (client, mut replication, system) = connect(&target).await?;
-    let identity = identity(&client, &system, config).await?;
+    let Reached { client, mut replication, system, standby, .. } = connect(&Servers::of(config)?).await?;
+    let identity = identity(&client, &system, standby, config).await?;
     if is_let_go(&client, config).await? {
         control::scalar(&client, &format!("SELECT pg_drop_replication_slot('{}')", config.slot)).await?;
     }
-    let (name, failover) = (config.slot.clone(), config.failover);
+    if standby {
+        tracing::warn!(slot = config.slot, remedy = SNAPSHOT_AT_PRIMARY, "{WAITS_FOR_PRIMARY}");
+    }
+    let (name, failover) = (config.slot.clone(), config.failover && !standby);
     let attempt = format!("could not make slot {name:?}");
     let made = tokio::task::spawn_blocking(move || replication.permanent_slot(&name, failover)).await;
     let made = made.map_err(|error| Error::retry(attempt.clone()).because(error))?;

@@ -122,9 +122,13 @@ impl Replication {
         Ok(row[1].lines().filter_map(switch).collect())
     }
 
-    /// The server's time.
+    /// The server's time; of a standby, that of what it has replayed: it knows
+    /// nothing of the commits to come.
     pub(crate) fn clock(&mut self) -> Result<Micros> {
-        let row = self.row("SELECT (extract(epoch FROM now()) * 1000000)::int8", 1)?;
+        let sql = "SELECT (extract(epoch FROM CASE WHEN pg_is_in_recovery()
+                          THEN coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))
+                          ELSE now() END) * 1000000)::int8";
+        let row = self.row(sql, 1)?;
         row[0].parse().map(Micros).map_err(|_| WireError::Protocol("a time that is no number".into()))
     }
 

@@ -12,13 +12,11 @@ use tokio_postgres::Client;
 use crate::catalog::{self, Types};
 use crate::compared::ComparedTable;
 use crate::connection::Connection;
-use crate::control;
 use crate::error::WireError;
 use crate::plan::{Plan, literal};
 use crate::shape::Compiler;
 use crate::snapshot::copied_body;
-use crate::source::target;
-use crate::target::Target;
+use crate::target::{Servers, Target};
 use crate::unfit::uncarried;
 
 /// Blocks of one statement.
@@ -52,18 +50,19 @@ impl SourceRows {
         let tables = catalog::tables(client, None, |table| table == name).await?;
         let table = tables.first().cloned();
         let table = table.ok_or_else(|| Error::halt(format!("{name} is gone")).hint("verify again"))?;
+        let (target, connected) = Servers::of(config)?.connect().await?;
         let compiler = Compiler {
             source: config.name.clone(),
             config: Arc::new(config.clone()),
             schemas: Arc::new(Unregistered),
             types: Types::read(client).await?,
-            client: control::connect(&target(config)?).await?,
+            client: connected,
             handle: Handle::current(),
             tables,
             left_out: Default::default(),
         };
         let plan = compiler.compile(&table)?.plan;
-        Ok(Self { plan, target: target(config)?, snapshot: snapshot.into(), leaves: of.leaves.clone() })
+        Ok(Self { plan, target, snapshot: snapshot.into(), leaves: of.leaves.clone() })
     }
 
     /// Its columns and its key.

@@ -18,6 +18,9 @@ pub(crate) struct Identity {
     pub(crate) database: String,
     pub(crate) database_oid: u32,
     pub(crate) slot: String,
+    /// It was a standby.
+    #[serde(default)]
+    pub(crate) standby: bool,
 }
 
 impl Identity {
@@ -46,20 +49,33 @@ pub(crate) struct Slot {
     /// Why it is of no use any more; empty: it is, or the server does not say.
     pub(crate) invalidated: String,
     pub(crate) two_phase: bool,
+    /// It was made by a standby's keeping in step with its primary.
+    pub(crate) synced: bool,
+    /// The server is a standby.
+    pub(crate) standby: bool,
 }
 
 impl Slot {
-    /// What has become of it, in words.
-    fn loss(&self) -> Option<&'static str> {
+    /// What has become of it, in words, and what is to be done before it is mended.
+    fn loss(&self) -> Option<(&'static str, &'static str)> {
+        const FEEDBACK: &str = "set hot_standby_feedback = on and primary_slot_name at the standby, so that it does not happen again; then ";
         Some(match self.invalidated.as_str() {
             "rows_removed" => {
-                "the server has removed rows of its catalog that it needed (hot_standby_feedback was off)"
+                ("the server has removed rows of its catalog that it needed (hot_standby_feedback was off)", FEEDBACK)
             }
-            "wal_level_insufficient" => "the server was run with a lower wal_level meanwhile",
-            "idle_timeout" => "it was idle for longer than idle_replication_slot_timeout",
+            "wal_level_insufficient" => {
+                ("the server, or a standby's primary, was run with a lower wal_level meanwhile", "")
+            }
+            // 16 tells one from the other no further.
+            "conflict" => (
+                "the primary has removed rows of its catalog that it needed (hot_standby_feedback was off), or was run \
+                 with a lower wal_level meanwhile",
+                FEEDBACK,
+            ),
+            "idle_timeout" => ("it was idle for longer than idle_replication_slot_timeout", ""),
             "" if self.wal_status != "lost" => return None,
-            "" | "wal_removed" => "the server has removed WAL that it needed (max_slot_wal_keep_size)",
-            _ => "the server says no more than that it is lost",
+            "" | "wal_removed" => ("the server has removed WAL that it needed (max_slot_wal_keep_size)", ""),
+            _ => ("the server says no more than that it is lost", ""),
         })
     }
 }
@@ -73,8 +89,9 @@ pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
             "SELECT coalesce(plugin::text, ''), coalesce(database::text, ''), active_pid,
                     coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(wal_status, ''),
                     coalesce((to_jsonb(s) ->> 'two_phase')::bool, false),
+                    coalesce((to_jsonb(s) ->> 'synced')::bool, false), pg_is_in_recovery(),
                     coalesce(to_jsonb(s) ->> 'invalidation_reason',
-                             CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'rows_removed' END, '')
+                             CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'conflict' END, '')
                FROM pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
@@ -87,7 +104,9 @@ pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
         confirmed: row.get::<_, String>(3).parse().unwrap_or_default(),
         wal_status: row.get(4),
         two_phase: row.get(5),
-        invalidated: row.get(6),
+        synced: row.get(6),
+        standby: row.get(7),
+        invalidated: row.get(8),
     }))
 }
 
@@ -120,14 +139,26 @@ pub(crate) fn repair(source: &str) -> String {
 /// Compares the server with what the log was filled from.
 /// On a later timeline it is the same as long as the log does not reach beyond
 /// where the two part: what a promoted standby never had would be ours alone.
+/// A slot of a standby's own goes on through its promotion, though: what was
+/// confirmed to it beyond that place was read there.
 pub(crate) fn same_server(
     ours: Ours<'_>,
     known: &Identity,
     now: &Identity,
     system: &SystemIdentity,
+    slot: Option<&Slot>,
     durable: Option<Lsn>,
 ) -> Result<()> {
+    if now.standby
+        && (&known.system_identifier, known.timeline) == (&now.system_identifier, now.timeline)
+        && let Some(durable) = durable.filter(|durable| *durable > system.flushed)
+    {
+        // One that has restarted replays again what it has.
+        let behind = format!("the standby has {}, and the log holds changes up to {durable}", system.flushed);
+        return Err(Error::retry(behind).hint("nothing, if the standby is catching up: it is waited for"));
+    }
     let parted = system.history.iter().find(|(timeline, _)| *timeline == known.timeline).map(|(_, at)| *at);
+    let read_on = |parted: Lsn| known.standby && slot.is_some_and(|slot| !slot.synced && slot.confirmed > parted);
     let changed = if known.system_identifier != now.system_identifier {
         format!(
             "this is another server: its system identifier is {}, the log was filled from {}",
@@ -140,6 +171,7 @@ pub(crate) fn same_server(
         )
     } else if let (true, Some(parted), Some(durable)) = (known.timeline < now.timeline, parted, durable)
         && durable > parted
+        && !read_on(parted)
     {
         format!(
             "the server was promoted to timeline {} at {parted}, and the log holds changes up to {durable} of timeline \
@@ -189,10 +221,17 @@ pub(crate) fn fits(ours: Ours<'_>, slot: Option<&Slot>, durable: Option<Lsn>) ->
         let what = format!("slot {name:?} decodes two-phase transactions at PREPARE, where a crash could lose rows");
         return Err(Error::halt(what).hint(format!("drop it: SELECT pg_drop_replication_slot('{name}')")));
     }
-    if let Some(loss) = slot.loss() {
+    if slot.synced && slot.standby {
+        let what = format!(
+            "slot {name:?} is the primary's, kept in step on this standby: until it is promoted, it can only be read there"
+        );
+        return Err(Error::retry(what)
+            .hint("name the primary in `url`; or give the source another `slot`, to be made on this standby"));
+    }
+    if let Some((loss, first)) = slot.loss() {
         let from = durable.unwrap_or(slot.confirmed);
         let what = format!("slot {name:?} was invalidated: {loss}; changes from {from} on do not come any more");
-        return Err(Error::halt(what).hint(ours.repair()));
+        return Err(Error::halt(what).hint(format!("{first}{}", ours.repair())));
     }
     if let Some(durable) = durable
         && slot.confirmed > durable
@@ -207,14 +246,35 @@ pub(crate) fn fits(ours: Ours<'_>, slot: Option<&Slot>, durable: Option<Lsn>) ->
     Ok(())
 }
 
-/// Bytes of its log that the server keeps for a source's slot.
-pub async fn kept_by_slot(config: &Postgres) -> Result<u64> {
-    let client = crate::control::connect(&crate::source::target(config)?).await?;
-    let sql = "SELECT greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
-                 FROM pg_replication_slots WHERE slot_name = $1 AND restart_lsn IS NOT NULL";
-    let failed = |error| control_failed(error, format!("could not measure slot {:?}", config.slot));
-    let row = client.query_opt(sql, &[&config.slot]).await.map_err(failed)?;
-    Ok(row.map_or(0, |row| row.get::<_, i64>(0) as u64))
+/// What a slot costs its server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SlotState {
+    /// WAL that is kept for it, in bytes.
+    pub retained_bytes: u64,
+    /// What may still be written before it is in danger; None: no bound is set.
+    pub safe_bytes: Option<i64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+}
+
+/// Looks at a source's slot; None: it is not there.
+pub async fn slot_state(config: &Postgres) -> Result<Option<SlotState>> {
+    let client = crate::target::Servers::of(config)?.connect().await?.1;
+    measure(&client, &config.slot).await
+}
+
+pub(crate) async fn measure(client: &Client, name: &str) -> Result<Option<SlotState>> {
+    let sql = "SELECT coalesce(greatest(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                               ELSE pg_current_wal_lsn() END, restart_lsn), 0)::bigint, 0),
+                      safe_wal_size, coalesce(wal_status, '')
+                 FROM pg_replication_slots WHERE slot_name = $1";
+    let failed = |error| control_failed(error, format!("could not measure slot {name:?}"));
+    let row = client.query_opt(sql, &[&name]).await.map_err(failed)?;
+    Ok(row.map(|row| SlotState {
+        retained_bytes: row.get::<_, i64>(0).max(0) as u64,
+        safe_bytes: row.get(1),
+        wal_status: row.get(2),
+    }))
 }
 
 #[cfg(test)]
@@ -231,6 +291,8 @@ mod tests {
             wal_status: "reserved".into(),
             invalidated: String::new(),
             two_phase: false,
+            synced: false,
+            standby: false,
         };
         let ours = Ours { source: "shop", slot: "s", database: "shop" };
         assert!(fits(ours, Some(&slot), Some(Lsn(0x200))).is_ok());
@@ -253,5 +315,49 @@ mod tests {
         }
         let other = Ours { database: "other", ..ours };
         assert!(fits(other, Some(&slot), None).is_err());
+        let synced = Slot { synced: true, standby: true, ..slot };
+        assert_eq!(fits(ours, Some(&synced), None).unwrap_err().action(), connector::Action::Retry);
+    }
+
+    #[test]
+    fn a_standby_is_read_on_through_its_promotion_and_no_other_is() {
+        let known = Identity {
+            system_identifier: "7".into(),
+            timeline: 1,
+            database: "shop".into(),
+            database_oid: 5,
+            slot: "s".into(),
+            standby: true,
+        };
+        let now = Identity { timeline: 2, standby: false, ..known.clone() };
+        let system = SystemIdentity {
+            system_identifier: "7".into(),
+            timeline: 2,
+            flushed: Lsn(0x500),
+            history: vec![(1, Lsn(0x200))],
+        };
+        let slot = Slot {
+            plugin: "pgoutput".into(),
+            database: "shop".into(),
+            active_pid: None,
+            confirmed: Lsn(0x280),
+            wal_status: "reserved".into(),
+            two_phase: false,
+            synced: false,
+            standby: false,
+            invalidated: String::new(),
+        };
+        let ours = Ours { source: "shop", slot: "s", database: "shop" };
+        let same =
+            |known: &Identity, slot: &Slot| same_server(ours, known, &now, &system, Some(slot), Some(Lsn(0x300)));
+        assert!(same(&known, &slot).is_ok());
+        let never = |known: &Identity, slot: &Slot| same(known, slot).unwrap_err().to_string().contains("never were");
+        assert!(never(&Identity { standby: false, ..known.clone() }, &slot), "a primary's was read to there");
+        assert!(never(&known, &Slot { confirmed: Lsn(0x200), ..slot.clone() }), "nothing was read here beyond");
+        assert!(never(&known, &Slot { synced: true, ..slot.clone() }), "it is the old primary's");
+        // One that restarts has not yet replayed what it had.
+        let system = SystemIdentity { timeline: 1, flushed: Lsn(0x100), history: Vec::new(), ..system.clone() };
+        let error = same_server(ours, &known, &known, &system, Some(&slot), Some(Lsn(0x300))).unwrap_err();
+        assert_eq!(error.action(), connector::Action::Retry, "{error}");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use config::{Postgres, PostgresTls, SnapshotMode};
+use config::{Postgres, SnapshotMode};
 use connector::{Captured, Error, Fresh, Result, Schemas, Source};
 use serde::Serialize;
 use storage::{Durable, Kind, LogBatch, Micros, Position, State};
@@ -24,13 +24,12 @@ use crate::lsn::Lsn;
 use crate::points::{PointState, Points, Want};
 use crate::replication::{Replication, SystemIdentity};
 use crate::shape::Compiler;
-use crate::slot::{self, Identity};
+use crate::slot::{self, Identity, SlotState};
 use crate::snapshot::{Prepared, Progress, TableProgress};
 use crate::spool::Spool;
 use crate::stream::{Feedback, Shared, Stream};
 use crate::tables::{self, LeftOut, Selection};
-use crate::target::Target;
-use crate::tls::Tls;
+use crate::target::{Servers, Target};
 
 /// Batches between the stream's thread and the log.
 const HANDED: usize = 4;
@@ -39,7 +38,9 @@ const HANDED: usize = 4;
 pub struct PostgresSource<S> {
     name: String,
     config: Arc<Postgres>,
-    target: Target,
+    servers: Servers,
+    /// The one that was reached last.
+    target: Option<Target>,
     schemas: Arc<S>,
     spool: PathBuf,
     watch: Watch,
@@ -67,6 +68,9 @@ struct Now {
     shared: Arc<Shared>,
     progress: Progress,
     left_out: Vec<LeftOut>,
+    server: Option<String>,
+    /// For what only the primary can give.
+    waits: bool,
 }
 
 /// A table's reading.
@@ -100,6 +104,26 @@ impl Watch {
     /// Bytes of transactions in progress that wait on disk for their commit.
     pub fn spooled(&self) -> u64 {
         self.get().shared.spooled.load(Ordering::Relaxed)
+    }
+
+    /// The server that it reads from, or read from last.
+    pub fn server(&self) -> Option<String> {
+        self.get().server
+    }
+
+    /// What a source that has not begun waits for, and what to do.
+    pub fn waits_for(&self) -> Option<(&'static str, &'static str)> {
+        self.get().waits.then_some((WAITS_FOR_PRIMARY, SNAPSHOT_AT_PRIMARY))
+    }
+
+    /// The slot, as its server last showed it; None: not known.
+    pub fn slot(&self) -> Option<SlotState> {
+        self.get().shared.slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For so many seconds the server has said nothing, though it was asked to.
+    pub fn silent_seconds(&self) -> u64 {
+        self.get().shared.silent.load(Ordering::Relaxed)
     }
 
     /// Whether a round is under way.
@@ -162,27 +186,13 @@ impl Watch {
     }
 }
 
-/// The server that a configuration names.
-pub fn target(config: &Postgres) -> Result<Target> {
-    let tls = match &config.tls {
-        PostgresTls::Disable => Tls::Disable,
-        PostgresTls::VerifyFull { ca, cert, key } => {
-            let identity = cert.as_deref().zip(key.as_deref());
-            Tls::verify_full(ca.as_deref(), identity).map_err(|error| error.during("could not set up TLS"))?
-        }
-    };
-    Ok(Target {
-        host: config.host.clone(),
-        port: config.port,
-        user: config.user.clone(),
-        database: config.database.clone(),
-        password: config.password.as_ref().map(|password| password.expose().to_owned()),
-        tls,
-    })
-}
-
 /// The database's oid, which a database dropped and made anew does not keep.
-pub(crate) async fn identity(client: &Client, system: &SystemIdentity, config: &Postgres) -> Result<Identity> {
+pub(crate) async fn identity(
+    client: &Client,
+    system: &SystemIdentity,
+    standby: bool,
+    config: &Postgres,
+) -> Result<Identity> {
     let sql = "SELECT current_database()::text, oid FROM pg_database WHERE datname = current_database()";
     let row = client.query_one(sql, &[]).await;
     let row = row.map_err(|error| control_failed(error, "could not ask which database this is"))?;
@@ -192,15 +202,72 @@ pub(crate) async fn identity(client: &Client, system: &SystemIdentity, config: &
         database: row.get(0),
         database_oid: row.get(1),
         slot: config.slot.clone(),
+        standby,
     })
+}
+
+/// What a slot on a standby waits for, and who brings it.
+pub(crate) const WAITS_FOR_PRIMARY: &str = "the slot is made on a standby as soon as the primary logs which transactions run there, which it does by itself only while it writes";
+pub(crate) const SNAPSHOT_AT_PRIMARY: &str = "have a superuser run on the primary: SELECT pg_log_standby_snapshot()";
+
+/// Ends a connection if nobody waits for it any more.
+struct Abandoned(Option<Closer>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(closer) = &self.0 {
+            closer.close();
+        }
+    }
+}
+
+/// Makes the slot that stays; another connection for its stream, as the slot's
+/// own must rest while its snapshot is in use.
+async fn make_slot(
+    config: &Postgres,
+    target: &Target,
+    mut replication: Replication,
+    standby: bool,
+) -> Result<(Replication, Prepared)> {
+    // The slots of a standby are its own.
+    let (name, failover) = (config.slot.clone(), config.failover && !standby);
+    let attempt = format!("could not make slot {name:?}");
+    let closer = replication.closer().map_err(|error| Error::retry(attempt.clone()).because(error))?;
+    let mut abandoned = Abandoned(Some(closer));
+    let to = target.clone();
+    let made = tokio::task::spawn_blocking(move || {
+        let stream = Replication::connect(&to)?;
+        let time = replication.clock()?;
+        let (point, snapshot) = replication.permanent_slot(&name, failover)?;
+        Ok((stream, Prepared::new(point, time, snapshot, replication)))
+    });
+    let made = made.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
+    let made = made.map_err(|error: crate::error::WireError| {
+        let level = standby && matches!(&error, crate::error::WireError::Server(server) if server.code == "55000");
+        let failed = error.during(attempt);
+        if level { failed.hint("set wal_level = logical at the primary too, and restart it") } else { failed }
+    })?;
+    // It lives on.
+    abandoned.0 = None;
+    Ok(made)
 }
 
 impl<S: Schemas> PostgresSource<S> {
     /// Touches nothing yet. Transactions in progress wait in the folder `spool`,
     /// which is its own and need not be kept.
     pub fn new(name: &str, config: Arc<Postgres>, schemas: Arc<S>, spool: PathBuf) -> Result<Self> {
-        let (name, target) = (name.into(), target(&config)?);
-        Ok(Self { name, config, target, schemas, spool, watch: Watch::default(), running: None, goal: None })
+        let (name, servers) = (name.into(), Servers::of(&config)?);
+        Ok(Self {
+            name,
+            config,
+            servers,
+            target: None,
+            schemas,
+            spool,
+            watch: Watch::default(),
+            running: None,
+            goal: None,
+        })
     }
 
     /// For status.
@@ -208,7 +275,13 @@ impl<S: Schemas> PostgresSource<S> {
         self.watch.clone()
     }
 
+    /// Says that the slot is not made yet, and what it waits for.
+    fn waits(&self, is: bool) {
+        self.watch.now.lock().unwrap_or_else(PoisonError::into_inner).waits = is;
+    }
+
     async fn halt_running(&mut self) {
+        self.waits(false);
         let Some(running) = self.running.take() else { return };
         running.watcher.abort();
         running.shared.stop.store(true, Ordering::Relaxed);
@@ -225,6 +298,16 @@ impl<S: Schemas> PostgresSource<S> {
         // A panic of the thread was told by the panic itself.
         let _ = stopped.await;
     }
+}
+
+/// A server that was chosen, both connections to it, and which it is.
+pub(crate) struct Reached {
+    pub(crate) target: Target,
+    pub(crate) client: Client,
+    pub(crate) replication: Replication,
+    pub(crate) system: SystemIdentity,
+    /// In recovery: nothing can be written there.
+    pub(crate) standby: bool,
 }
 
 /// A replication connection, and which server it is to.
@@ -245,17 +328,35 @@ pub(crate) async fn system(target: &Target) -> Result<(Replication, SystemIdenti
     })
 }
 
-/// Both connections, and which server it is. Our own wire first: it tells best
-/// what is no PostgreSQL, or has no TLS.
-pub(crate) async fn connect(target: &Target) -> Result<(Client, Replication, SystemIdentity)> {
-    let (replication, system) = system(target).await?;
-    let client = control::connect(target).await?;
+/// Connects. Where there is nothing to choose our own wire comes first: it tells
+/// best what is no PostgreSQL, or has no TLS.
+pub(crate) async fn connect(servers: &Servers) -> Result<Reached> {
+    let (target, client) = match servers.only() {
+        Some(only) => (only.clone(), None),
+        None => {
+            let (target, client) = servers.connect().await?;
+            tracing::info!(server = %target, "the first server that fits");
+            (target, Some(client))
+        }
+    };
+    let (replication, system) = system(&target).await?;
+    let client = match client {
+        Some(client) => client,
+        None => control::connect(&target).await?,
+    };
+    let standby = control::is_standby(&client).await?;
+    if standby && replication.server_version() < 160_000 {
+        return Err(Error::halt(format!(
+            "{target} is a standby, and one can be captured from in PostgreSQL 16 and later"
+        ))
+        .hint("name the primary in `url`"));
+    }
     let level = control::scalar(&client, "SHOW wal_level").await?;
     if level != "logical" {
         return Err(Error::halt(format!("the server has wal_level = {level}, capture needs logical"))
             .hint("ALTER SYSTEM SET wal_level = 'logical'; then restart the server"));
     }
-    Ok((client, replication, system))
+    Ok(Reached { target, client, replication, system, standby })
 }
 
 /// Whether no table is left for a round.
@@ -280,11 +381,13 @@ impl<S: Schemas> Source for PostgresSource<S> {
                 Error::halt("the log's position is not one of PostgreSQL's").hint("the log belongs to another source")
             })?),
         };
-        let (client, mut replication, system) = connect(&self.target).await?;
+        let Reached { target, client, mut replication, system, standby } = connect(&self.servers).await?;
+        self.target = Some(target.clone());
         let known = Identity::of(&state);
-        let identity = identity(&client, &system, &self.config).await?;
+        let identity = identity(&client, &system, standby, &self.config).await?;
+        let found = slot::read(&client, &self.config.slot).await?;
         if let Some(known) = &known {
-            slot::same_server((&*self.config).into(), known, &identity, &system, resume)?;
+            slot::same_server((&*self.config).into(), known, &identity, &system, found.as_ref(), resume)?;
         }
         let (selection, standing) = tables::prepare(&client, &self.config, resume.is_some()).await?;
         let Selection { tables, left_out } = selection;
@@ -292,7 +395,6 @@ impl<S: Schemas> Source for PostgresSource<S> {
             tracing::error!(table = out.table, why = out.why, sql = out.sql, "is not captured");
         }
         let publications = tables::publications(&self.config, &tables);
-        let found = slot::read(&client, &self.config.slot).await?;
         slot::fits((&*self.config).into(), found.as_ref(), resume)?;
         let mut first_round = None;
         let from = match (resume, &found) {
@@ -306,18 +408,14 @@ impl<S: Schemas> Source for PostgresSource<S> {
                 found.confirmed
             }
             (None, None) => {
-                let (name, failover) = (self.config.slot.clone(), self.config.failover);
-                let target = self.target.clone();
-                let attempt = format!("could not make slot {name:?}");
-                let made = tokio::task::spawn_blocking(move || {
-                    let stream = Replication::connect(&target)?;
-                    let time = replication.clock()?;
-                    let (point, snapshot) = replication.permanent_slot(&name, failover)?;
-                    Ok((stream, Prepared::new(point, time, snapshot, replication)))
-                });
-                let made = made.await.map_err(|error| Error::retry(attempt.clone()).because(error))?;
+                if standby {
+                    tracing::warn!(slot = self.config.slot, remedy = SNAPSHOT_AT_PRIMARY, "{WAITS_FOR_PRIMARY}");
+                    self.waits(true);
+                }
+                let made = make_slot(&self.config, &target, replication, standby).await;
+                self.waits(false);
                 connector::fault::point("slot-made");
-                let (stream, made) = made.map_err(|error: crate::error::WireError| error.during(attempt))?;
+                let (stream, made) = made?;
                 replication = stream;
                 let from = made.point;
                 tracing::info!(slot = self.config.slot, from = %from, "slot made");
@@ -399,15 +497,20 @@ impl<S: Schemas> Source for PostgresSource<S> {
             capture,
             shared: shared.clone(),
             out,
-            target: self.target.clone(),
+            target: target.clone(),
             slot: self.config.slot.clone(),
             heartbeat: self.config.heartbeat,
             points: self.watch.points.clone(),
             first_round: first_round.filter(|_| self.config.snapshot != SnapshotMode::Never),
         };
-        *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) =
-            Now { shared: shared.clone(), progress, left_out };
-        let watching = tables::watch(self.target.clone(), self.config.clone(), standing, shared.clone(), out_of_step);
+        *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) = Now {
+            shared: shared.clone(),
+            progress,
+            left_out,
+            server: Some(format!("{}:{}", target.host, target.port)),
+            waits: false,
+        };
+        let watching = tables::watch(target, self.config.clone(), standing, shared.clone(), out_of_step);
         let thread = std::thread::Builder::new()
             .name(format!("stream-{}", self.name))
             .spawn(move || stream.run())
@@ -435,13 +538,19 @@ impl<S: Schemas> Source for PostgresSource<S> {
         let goal = match self.goal {
             Some(goal) => goal,
             None => {
-                let client = control::connect(&self.target).await?;
-                // A message of our own comes behind everything that is committed now.
-                let marked =
-                    control::scalar(&client, "SELECT pg_logical_emit_message(false, 'highwater.goal', '')").await;
-                let goal = match marked {
-                    Ok(goal) => goal,
-                    Err(_) => control::scalar(&client, "SELECT pg_current_wal_flush_lsn()").await?,
+                let target = self.target.as_ref().ok_or_else(|| Error::retry("the source is not open"))?;
+                let client = control::connect(target).await?;
+                let goal = if control::is_standby(&client).await? {
+                    // Nothing can be written there: all that it has received.
+                    let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())";
+                    control::scalar(&client, sql).await?
+                } else {
+                    // A message of our own comes behind everything that is committed now.
+                    let sql = "SELECT pg_logical_emit_message(false, 'highwater.goal', '')";
+                    match control::scalar(&client, sql).await {
+                        Ok(goal) => goal,
+                        Err(_) => control::scalar(&client, "SELECT pg_current_wal_flush_lsn()").await?,
+                    }
                 };
                 let goal = goal
                     .parse()

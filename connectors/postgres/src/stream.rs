@@ -15,12 +15,15 @@ use crate::heartbeat::Covered;
 use crate::lsn::Lsn;
 use crate::points::{Points, Want};
 use crate::replication::{Event, Replication};
-use crate::slot;
+use crate::slot::{self, SlotState};
 use crate::snapshot::{Mend, Prepared, Round, prepare, step_end_batch};
 use crate::target::Target;
 
 /// The server hears from us at least so often.
 const STATUS: Duration = Duration::from_secs(1);
+/// A server that says nothing for so long is asked to: an idle one has no need
+/// to speak, and one that is gone may leave the connection open.
+const SILENCE: Duration = Duration::from_secs(2);
 /// An idle position is logged at most so often, unless the server asks.
 const IDLE: Duration = Duration::from_secs(1);
 /// While the stream lags, whole transactions wait so long for others to go with:
@@ -48,6 +51,10 @@ pub(crate) struct Shared {
     pub(crate) snapshot_done: AtomicBool,
     /// A round is under way.
     pub(crate) reading: AtomicBool,
+    /// For so many seconds the server has said nothing, though it was asked to.
+    pub(crate) silent: AtomicU64,
+    /// The slot, as the server last showed it.
+    pub(crate) slot: Mutex<Option<SlotState>>,
     /// Streams that somebody asked to have read again.
     wanted: Mutex<Vec<String>>,
     /// What sinks ask for themselves alone.
@@ -130,11 +137,21 @@ pub(crate) struct Feedback {
     pub(crate) received: Lsn,
     told: Lsn,
     last: Instant,
+    /// When something last came.
+    heard: Instant,
 }
 
 impl Feedback {
     pub(crate) fn new(replication: Replication, shared: Arc<Shared>) -> Self {
-        Self { replication, shared, received: Lsn(0), told: Lsn(0), last: Instant::now() }
+        Self { replication, shared, received: Lsn(0), told: Lsn(0), last: Instant::now(), heard: Instant::now() }
+    }
+
+    /// Keeps in mind for how long nothing has come.
+    fn listen(&mut self, heard: bool) {
+        if heard {
+            self.heard = Instant::now();
+        }
+        self.shared.silent.store(self.heard.elapsed().as_secs(), Ordering::Relaxed);
     }
 
     /// Tells the server what is durable, if it is time or there is news.
@@ -152,6 +169,7 @@ impl Feedback {
             if durable > self.told {
                 fault::point("before-feedback");
             }
+            let ask = ask || self.heard.elapsed() >= SILENCE;
             let sent = self.replication.send_status(self.received.max(durable), durable, ask);
             sent.map_err(|error| error.during("could not acknowledge to the server"))?;
             self.told = durable;
@@ -196,6 +214,7 @@ impl<S: Schemas> Stream<S> {
         let mut gathering: Option<Instant> = None;
         let mut asked = false;
         let mut tidied = Instant::now();
+        let mut heard = true;
         loop {
             if self.shared.stop.load(Ordering::Relaxed) {
                 return Ok(());
@@ -252,7 +271,9 @@ impl<S: Schemas> Stream<S> {
                 let error = error.during("could not read the stream");
                 if unpublished { error.hint(slot::repair(&self.capture.compiler.source)) } else { error }
             });
-            match event? {
+            let event = event?;
+            heard |= !matches!(event, Event::Idle);
+            match event {
                 Event::Data { end, message } => {
                     self.replication.received = self.replication.received.max(end);
                     match self.capture.message(message)? {
@@ -286,6 +307,7 @@ impl<S: Schemas> Stream<S> {
                     self.round(prepared)?;
                 }
                 self.unspool()?;
+                heard = true;
                 idle_since = Instant::now();
                 continue;
             }
@@ -330,6 +352,7 @@ impl<S: Schemas> Stream<S> {
             }
             // Asking the clock for each row would cost more than the row.
             if drained {
+                self.replication.listen(std::mem::take(&mut heard));
                 self.replication.tell_and(asked, point.is_some())?;
                 asked = false;
             }

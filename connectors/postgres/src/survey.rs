@@ -7,9 +7,8 @@ use connector::Result;
 
 use crate::catalog;
 use crate::check::{Finding, Standing, check};
-use crate::control;
 use crate::error::control_failed;
-use crate::source::target;
+use crate::target::Servers;
 
 /// A database, looked at.
 #[derive(Clone, Debug)]
@@ -45,7 +44,7 @@ SELECT c.oid, sum(pg_table_size(t.relid))::int8, sum(greatest(l.reltuples, 0))::
 
 /// Looks; changes nothing. An error: the database cannot be looked at at all.
 pub async fn survey(config: &Postgres) -> Result<Survey> {
-    let client = control::connect(&target(config)?).await?;
+    let client = Servers::of(config)?.connect().await?.1;
     let mut found = catalog::tables(&client, None, |name| config.tables.matches(name)).await?;
     found.retain(|table| matches!(table.kind, 'r' | 'p') && table.persistence == 'p' && !table.is_partition);
     found.sort_by_key(|table| (table.schema.clone(), table.name.clone()));

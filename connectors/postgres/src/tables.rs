@@ -3,7 +3,7 @@
 //! publication, sends nothing that would tell.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use config::Postgres;
@@ -18,6 +18,7 @@ use crate::error::control_failed;
 use crate::heartbeat::Heartbeat;
 use crate::plan::quote;
 use crate::publication;
+use crate::slot;
 use crate::stream::Shared;
 use crate::target::Target;
 
@@ -221,6 +222,8 @@ SELECT concat(n.nspname, '.', c.relname),
 UNION ALL
 SELECT NULL, concat_ws(' ', pubname, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables)
   FROM pg_publication WHERE pubname = ANY($1)
+UNION ALL
+SELECT NULL, concat('in recovery: ', pg_is_in_recovery())
  ORDER BY 1, 2";
 
 async fn standing(client: &Client, config: &Postgres) -> Result<Standing> {
@@ -232,7 +235,7 @@ async fn standing(client: &Client, config: &Postgres) -> Result<Standing> {
 
 /// Looks again and again; when something that matters has changed, hands on an
 /// error that has the source opened anew, and ends. Tells the stream how far
-/// time has come, too.
+/// time has come, and how the slot stands, too.
 pub(crate) async fn watch(
     target: Target,
     config: Arc<Postgres>,
@@ -259,8 +262,14 @@ pub(crate) async fn watch(
             }),
             None => Err(Error::retry("not connected")),
         };
+        let slot = match &client {
+            Some(client) => slot::measure(client, &config.slot).await.unwrap_or_default(),
+            None => None,
+        };
+        *shared.slot.lock().unwrap_or_else(PoisonError::into_inner) = slot;
         if now.is_ok_and(|now| now != before) {
-            let changed = "the tables or publications have changed at the server: capture begins anew";
+            let changed =
+                "the tables or publications have changed at the server, or it was promoted: capture begins anew";
             let _ = out.send(Err(Error::retry(changed))).await;
             return;
         }

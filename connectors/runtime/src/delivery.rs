@@ -20,7 +20,7 @@ use crate::notes::Notes;
 use crate::orders;
 use crate::schemas::shapes_of;
 use crate::start::{Begun, Start};
-use crate::status::SinkStatus;
+use crate::status::{SinkStatus, now_micros};
 use crate::supervise::Place;
 
 /// Time that a clean stop gives to a step that is under way.
@@ -146,6 +146,7 @@ impl<K: Sink> Delivery<K> {
                 self.status.update(|state| {
                     state.events += events;
                     state.steps += 1;
+                    state.committed = Some(now_micros());
                 });
                 self.arrived(notes, checkpoint, Some(time));
                 self.read_whole(notes, log, &step.ended);

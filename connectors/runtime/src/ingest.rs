@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connector::{Action, Captured, Error, Fresh, Result, Source, fault};
+use connector::{Action, Batch, Captured, Error, Fresh, Result, Source, Tally, fault};
 use storage::{EventLog, Kind, Log, LogBatch, Offset, StateChange};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -204,6 +204,11 @@ impl<S: Source> Ingest<S> {
                         batch.state.extend(notes);
                     }
                     let records = u64::from(batch.records);
+                    let mut ops = Tally::default();
+                    if batch.kind == Kind::Data && batch.records > 0 {
+                        // What cannot be read is told by who has to read it.
+                        let _ = ops.add(&Batch::captured(&batch));
+                    }
                     let mut held = None;
                     let generation = self.book.registered().generation();
                     if std::mem::replace(&mut heeded, generation) != generation {
@@ -247,6 +252,7 @@ impl<S: Source> Ingest<S> {
                     }
                     self.status.update(|state| {
                         state.events += records;
+                        state.ops.merge(ops);
                         state.batches += 1;
                     });
                 }

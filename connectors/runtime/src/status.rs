@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use connector::{Action, Error};
+use connector::{Action, Error, Tally};
 use serde::Serialize;
 
 use crate::gate::Hold;
@@ -68,6 +68,10 @@ pub struct SourceState {
     pub problem: Option<Problem>,
     /// Rows and marks put into the log by this process.
     pub events: u64,
+    /// Of these the rows, by what happened to them.
+    pub ops: Tally,
+    /// How often it was tried again by this process.
+    pub retries: u64,
     /// Batches dropped because the log holds them.
     pub batches: u64,
     /// Rows that wait.
@@ -91,6 +95,10 @@ pub struct SinkState {
     pub events: u64,
     /// Steps committed by this process.
     pub steps: u64,
+    /// When it last committed one, in microseconds since the Unix epoch.
+    pub committed: Option<i64>,
+    /// How often it was tried again by this process.
+    pub retries: u64,
 }
 
 /// Shared by the runtime and whoever asks.
@@ -119,17 +127,26 @@ impl<T: Clone> Status<T> {
 /// States that have health.
 pub trait Patient {
     fn parts(&mut self) -> (&mut Health, &mut Option<Problem>);
+    fn retries(&mut self) -> &mut u64;
 }
 
 impl Patient for SourceState {
     fn parts(&mut self) -> (&mut Health, &mut Option<Problem>) {
         (&mut self.health, &mut self.problem)
     }
+
+    fn retries(&mut self) -> &mut u64 {
+        &mut self.retries
+    }
 }
 
 impl Patient for SinkState {
     fn parts(&mut self) -> (&mut Health, &mut Option<Problem>) {
         (&mut self.health, &mut self.problem)
+    }
+
+    fn retries(&mut self) -> &mut u64 {
+        &mut self.retries
     }
 }
 
@@ -146,10 +163,12 @@ impl<T: Clone + Patient> Status<T> {
     pub(crate) fn fails(&self, error: &Error, now: i64) {
         self.update(|state| {
             let (health, problem) = state.parts();
-            *health = if error.action() == Action::Retry { Health::Retrying } else { Health::Halted };
+            let again = error.action() == Action::Retry;
+            *health = if again { Health::Retrying } else { Health::Halted };
             let (since, tries) = problem.as_ref().map_or((now, 0), |p| (p.since, p.tries));
             let remedy = error.remedy().map(str::to_owned);
             *problem = Some(Problem { error: error.chain(), remedy, since, tries: tries + 1 });
+            *state.retries() += u64::from(again);
         });
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use listener::{Refused, Role};
 
 use super::App;
 use super::answer::Failure;
-use super::auth::{Certified, needed};
 
 pub(super) const V1: &str = "application/vnd.schemaregistry.v1+json";
 const KNOWN: [&str; 3] = [V1, "application/vnd.schemaregistry+json", "application/json"];
@@ -30,24 +30,39 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
 }
 
 async fn allowed(app: &App, request: &Parts, kind: Option<&str>) -> Result<(), Failure> {
-    let headers = &request.headers;
-    let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
-    if !app.is_for_us(host) {
-        return Err(Failure::plain(StatusCode::FORBIDDEN, "this address answers to names of this machine only"));
+    let role = app.gate.admit(request).await;
+    if let Err(refused @ Refused::Host) = role {
+        return Err(Failure::plain(StatusCode::FORBIDDEN, refused.message()));
     }
     if kind.is_none() {
         return Err(Failure::plain(StatusCode::NOT_ACCEPTABLE, "HTTP 406 Not Acceptable"));
     }
-    let certified = request.extensions.get::<Certified>().and_then(|certified| certified.0);
-    let Some(role) = app.auth.role(headers, certified).await else {
-        return Err(Failure::plain(StatusCode::UNAUTHORIZED, "a user's password or a token is needed"));
-    };
+    let role = role.map_err(|refused| Failure::plain(StatusCode::UNAUTHORIZED, refused.message()))?;
     let needed = needed(&request.method, request.uri.path(), request.uri.query().unwrap_or_default());
     if role < needed {
         let what = format!("this needs the role {needed:?}").to_lowercase();
         return Err(Failure::plain(StatusCode::FORBIDDEN, what));
     }
     Ok(())
+}
+
+/// What a request needs.
+fn needed(method: &Method, path: &str, query: &str) -> Role {
+    let path = match path.strip_prefix("/contexts/") {
+        Some(inside) => inside.find('/').map_or("", |at| &inside[at..]),
+        None => path,
+    };
+    let subjects = path.starts_with("/subjects");
+    let for_good = query.split('&').any(|pair| {
+        pair.split_once('=').is_some_and(|(key, value)| key == "permanent" && value.eq_ignore_ascii_case("true"))
+    });
+    match *method {
+        Method::GET | Method::HEAD | Method::OPTIONS => Role::Read,
+        Method::POST if subjects && path.split('/').nth(3) == Some("versions") => Role::Write,
+        Method::POST => Role::Read,
+        Method::DELETE if subjects && !for_good => Role::Write,
+        _ => Role::Admin,
+    }
 }
 
 /// The kind of JSON that is asked for; None if something else is.
@@ -88,6 +103,22 @@ pub(super) fn is_taken(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_request_needs() {
+        let check =
+            |method: Method, path: &str, query: &str, role| assert_eq!(needed(&method, path, query), role, "{path}");
+        check(Method::GET, "/subjects/a/versions", "", Role::Read);
+        check(Method::POST, "/subjects/a", "", Role::Read);
+        check(Method::POST, "/compatibility/subjects/a/versions/latest", "", Role::Read);
+        check(Method::POST, "/subjects/a/versions", "", Role::Write);
+        check(Method::POST, "/contexts/c/subjects/a/versions", "", Role::Write);
+        check(Method::DELETE, "/subjects/a", "permanent=false", Role::Write);
+        check(Method::DELETE, "/subjects/a", "x=1&permanent=True", Role::Admin);
+        check(Method::PUT, "/config", "", Role::Admin);
+        check(Method::DELETE, "/contexts/c", "", Role::Admin);
+        check(Method::POST, "/subjects/versions", "", Role::Read);
+    }
 
     #[test]
     fn accept_lists_are_honoured() {

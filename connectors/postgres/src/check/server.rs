@@ -78,16 +78,25 @@ impl Server<'_> {
         } else {
             Finding::error(format!("{text}: 13 or later is needed"))
         });
-        if self.scalar("SELECT pg_is_in_recovery()").await? == "t" {
-            findings.push(if version >= 160_000 {
-                Finding::warning("the server is a standby")
-                    .why("its slot is lost when the primary removes rows that it needs: hot_standby_feedback = on keeps them")
-            } else {
-                Finding::error("the server is a standby, from which logical decoding is possible from version 16 on")
-                    .remedy("point `url` of the source at the primary")
-            });
+        if control::is_standby(self.client).await? {
+            findings.push(self.standby(version));
         }
         Ok(())
+    }
+
+    fn standby(&self, version: i64) -> Finding {
+        let is = |name: &str, value: &str| self.setting(name).is_some_and(|setting| setting.value == value);
+        if version < 160_000 {
+            Finding::error("the server is a standby, from which logical decoding is possible from version 16 on")
+                .remedy("point `url` of the source at the primary")
+        } else if is("hot_standby_feedback", "off") || is("primary_slot_name", "") {
+            Finding::warning("the server is a standby, and hot_standby_feedback is off or primary_slot_name not set")
+                .why("vacuum at the primary may remove rows of the catalog that the slot needs, which invalidates it")
+                .sql(format!("ALTER SYSTEM SET hot_standby_feedback = on;\n{RELOAD}"))
+                .remedy("and set primary_slot_name, to a slot of the primary's for this standby")
+        } else {
+            Finding::ok("the server is a standby: the slot is its own, and the publication the primary's")
+        }
     }
 
     fn wal_level(&self, findings: &mut Vec<Finding>) {

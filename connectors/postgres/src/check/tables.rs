@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::Finding;
 use crate::catalog::CatalogTable;
+use crate::control;
 use crate::error::control_failed;
 use crate::plan::quote;
 use crate::publication::{self, Published, Wanted};
@@ -90,8 +91,13 @@ async fn out_of_step(
     let finding = if publication::may_mend(client, name, tables).await? {
         Finding::warning(format!("publication {name:?} is not in step yet; `run` mends it"))
     } else {
-        Finding::error(format!("publication {name:?} is not in step, and the role may not mend it"))
-            .remedy("run the SQL as superuser, or as the owner of the tables")
+        Finding::error(format!("publication {name:?} is not in step, and the role may not mend it")).remedy(
+            if control::is_standby(client).await? {
+                "run the SQL on the primary, as superuser, or as the owner of the tables"
+            } else {
+                "run the SQL as superuser, or as the owner of the tables"
+            },
+        )
     };
     let why = "changes of what it does not publish never come, and nothing would tell";
     Ok(finding.why(why).sql(statements(&missing)))

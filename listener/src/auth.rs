@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use argon2::{Argon2, PasswordHasher, PasswordVerifier};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
@@ -62,9 +62,9 @@ pub fn hash_password(password: &str) -> Option<String> {
 
 /// A role that the connection's certificate gives.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Certified(pub(super) Option<Role>);
+pub(crate) struct Certified(pub(crate) Option<Role>);
 
-pub(super) struct Auth {
+pub(crate) struct Auth {
     users: Vec<User>,
     tokens: Vec<Token>,
     /// Without users, tokens and certificates, everybody is admin.
@@ -80,14 +80,14 @@ const REMEMBERED: usize = 1_024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(300);
 
 impl Auth {
-    pub(super) fn new(users: Vec<User>, tokens: Vec<Token>, certificates: bool) -> Self {
+    pub(crate) fn new(users: Vec<User>, tokens: Vec<Token>, certificates: bool) -> Self {
         let open = users.is_empty() && tokens.is_empty() && !certificates;
         let (known, seed) = (Mutex::default(), RandomState::new());
         Self { users, tokens, open, known, seed, verifying: Semaphore::new(2) }
     }
 
     /// None: nobody that is known.
-    pub(super) async fn role(&self, headers: &HeaderMap, certified: Option<Role>) -> Option<Role> {
+    pub(crate) async fn role(&self, headers: &HeaderMap, certified: Option<Role>) -> Option<Role> {
         if self.open {
             return Some(Role::Admin);
         }
@@ -137,44 +137,9 @@ impl Auth {
     }
 }
 
-/// What a request needs.
-pub(super) fn needed(method: &Method, path: &str, query: &str) -> Role {
-    let path = match path.strip_prefix("/contexts/") {
-        Some(inside) => inside.find('/').map_or("", |at| &inside[at..]),
-        None => path,
-    };
-    let subjects = path.starts_with("/subjects");
-    let for_good = query.split('&').any(|pair| {
-        pair.split_once('=').is_some_and(|(key, value)| key == "permanent" && value.eq_ignore_ascii_case("true"))
-    });
-    match *method {
-        Method::GET | Method::HEAD | Method::OPTIONS => Role::Read,
-        Method::POST if subjects && path.split('/').nth(3) == Some("versions") => Role::Write,
-        Method::POST => Role::Read,
-        Method::DELETE if subjects && !for_good => Role::Write,
-        _ => Role::Admin,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_request_needs() {
-        let check =
-            |method: Method, path: &str, query: &str, role| assert_eq!(needed(&method, path, query), role, "{path}");
-        check(Method::GET, "/subjects/a/versions", "", Role::Read);
-        check(Method::POST, "/subjects/a", "", Role::Read);
-        check(Method::POST, "/compatibility/subjects/a/versions/latest", "", Role::Read);
-        check(Method::POST, "/subjects/a/versions", "", Role::Write);
-        check(Method::POST, "/contexts/c/subjects/a/versions", "", Role::Write);
-        check(Method::DELETE, "/subjects/a", "permanent=false", Role::Write);
-        check(Method::DELETE, "/subjects/a", "x=1&permanent=True", Role::Admin);
-        check(Method::PUT, "/config", "", Role::Admin);
-        check(Method::DELETE, "/contexts/c", "", Role::Admin);
-        check(Method::POST, "/subjects/versions", "", Role::Read);
-    }
 
     #[tokio::test]
     async fn only_the_right_password_or_token_has_a_role() {

@@ -1,7 +1,7 @@
 //! How many connections there are, which of them are idle, and how long one
 //! may keep an answer waiting.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 /// All that are open. At the cap, a new one takes the place of the one that
 /// has been idle longest: slow heads and forgotten sessions keep nobody out.
-pub(super) struct Connections {
+pub(crate) struct Connections {
     most: usize,
     open: Mutex<HashMap<u64, Arc<State>>>,
     clock: AtomicU64,
+    pub(crate) answered: Answered,
 }
 
 struct State {
@@ -32,20 +33,35 @@ struct State {
     touched: AtomicU64,
 }
 
+/// How many requests were answered with which status.
+#[derive(Clone, Debug, Default)]
+pub struct Answered(Arc<Mutex<BTreeMap<u16, u64>>>);
+
+impl Answered {
+    fn count(&self, status: u16) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(status).or_default() += 1;
+    }
+
+    /// By status.
+    pub fn by_status(&self) -> BTreeMap<u16, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// One that is open; makes room when dropped.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     all: Arc<Connections>,
     number: u64,
     state: Arc<State>,
 }
 
 impl Connections {
-    pub(super) fn new(most: usize) -> Self {
-        Self { most: most.max(1), open: Mutex::default(), clock: AtomicU64::new(0) }
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most: most.max(1), open: Mutex::default(), clock: AtomicU64::new(0), answered: Answered::default() }
     }
 
     /// None: all are at work.
-    pub(super) fn admit(self: &Arc<Self>) -> Option<Connection> {
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Connection> {
         let number = self.clock.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(State {
             close: CancellationToken::new(),
@@ -64,12 +80,12 @@ impl Connections {
 }
 
 impl Connection {
-    pub(super) async fn closed(&self) {
+    pub(crate) async fn closed(&self) {
         self.state.close.cancelled().await;
     }
 
     /// Passes requests on, and knows when one is under way.
-    pub(super) fn count(&self, router: Router) -> Counted {
+    pub(crate) fn count(&self, router: Router) -> Counted {
         Counted { router, all: self.all.clone(), state: self.state.clone() }
     }
 }
@@ -81,7 +97,7 @@ impl Drop for Connection {
 }
 
 #[derive(Clone)]
-pub(super) struct Counted {
+pub(crate) struct Counted {
     router: Router,
     all: Arc<Connections>,
     state: Arc<State>,
@@ -114,24 +130,28 @@ where
         self.state.busy.fetch_add(1, Ordering::Relaxed);
         let busy = Busy(self.state.clone());
         let request: Request = request.map(axum::body::Body::new);
+        let answered = self.all.answered.clone();
         let answering = tower_service::Service::call(&mut self.router, request);
         Box::pin(async move {
             let answer = answering.await;
             drop(busy);
+            if let Ok(answer) = &answer {
+                answered.count(answer.status().as_u16());
+            }
             answer
         })
     }
 }
 
 /// A line whose other end must take what is written within a time.
-pub(super) struct Patient<S> {
+pub(crate) struct Patient<S> {
     line: S,
     patience: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(line: S, patience: Duration) -> Self {
+    pub(crate) fn new(line: S, patience: Duration) -> Self {
         Self { line, patience, waiting: None }
     }
 

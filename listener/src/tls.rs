@@ -9,8 +9,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-use super::auth::Role;
-use crate::error::{Error, Result};
+use crate::auth::Role;
+use crate::{Error, Result};
 
 /// Files of PEM.
 #[derive(Clone, Debug)]
@@ -26,18 +26,17 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    pub(super) fn acceptor(&self) -> Result<TlsAcceptor> {
+    pub(crate) fn acceptor(&self) -> Result<TlsAcceptor> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let unusable = |path: &Path, why: &dyn std::fmt::Display| {
-            Error::Settings(format!("{} cannot be used: {why}", path.display()))
-        };
+        let unusable =
+            |path: &Path, why: &dyn std::fmt::Display| Error(format!("{} cannot be used: {why}", path.display()));
         let chain: Result<Vec<_>, _> =
             CertificateDer::pem_file_iter(&self.cert).map_err(|error| unusable(&self.cert, &error))?.collect();
         let chain = chain.map_err(|error| unusable(&self.cert, &error))?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| unusable(&self.key, &error))?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|error| Error::Settings(format!("TLS cannot be used: {error}")))?;
+            .map_err(|error| Error(format!("TLS cannot be used: {error}")))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => {
