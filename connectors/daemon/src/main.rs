@@ -33,11 +33,6 @@ use clap::Parser;
 use crate::args::{Args, Command};
 use crate::exit::Exit;
 
-/// Batches of a megabyte are made in one thread and let go in another, all the
-/// time: glibc's gives their pages back to the kernel, and has each one cleared again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> std::process::ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
