@@ -125,7 +125,7 @@ fn regex(glob: &str) -> String {
                 out.push(')');
             }
             ',' if choices > 0 => out.push('|'),
-            '\\' => out.extend(rest.next().map(escaped).unwrap_or_default().chars()),
+            '\\' => out.push_str(&rest.next().map(escaped).unwrap_or_default()),
             c => out.push_str(&escaped(c)),
         }
     }

@@ -83,13 +83,11 @@ impl Changes {
     }
 }
 
+/// Gets a record's full name, a field's if it is one, and what it is.
+type Take<'a> = dyn FnMut(&str, Option<&str>, &mut Map<String, Value>) + 'a;
+
 /// Every record with its full name, and every field of it.
-fn each(
-    node: &mut Value,
-    namespace: &str,
-    left: usize,
-    take: &mut dyn FnMut(&str, Option<&str>, &mut Map<String, Value>),
-) {
+fn each(node: &mut Value, namespace: &str, left: usize, take: &mut Take<'_>) {
     let Some(left) = left.checked_sub(1) else { return };
     match node {
         Value::Array(branches) => branches.iter_mut().for_each(|branch| each(branch, namespace, left, take)),
