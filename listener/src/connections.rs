@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
+
+use crate::answer::Answer;
+use crate::auth::{Certified, Role};
+use crate::ending::{End, Ending};
 
 /// All that are open. At the cap, a new one takes the place of the one that
 /// has been idle longest: slow heads and forgotten sessions keep nobody out.
@@ -26,7 +28,7 @@ pub(crate) struct Connections {
 }
 
 struct State {
-    close: CancellationToken,
+    ending: Ending,
     /// Requests under way.
     busy: AtomicU64,
     /// When it last had one, by the clock of all.
@@ -34,17 +36,29 @@ struct State {
 }
 
 /// How many requests were answered with which status.
-#[derive(Clone, Debug, Default)]
-pub struct Answered(Arc<Mutex<BTreeMap<u16, u64>>>);
+#[derive(Clone, Debug)]
+pub struct Answered(Arc<[AtomicU64; STATUSES]>);
+
+/// From 0; HTTP's end below.
+const STATUSES: usize = 600;
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self(Arc::new([const { AtomicU64::new(0) }; STATUSES]))
+    }
+}
 
 impl Answered {
     fn count(&self, status: u16) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(status).or_default() += 1;
+        if let Some(count) = self.0.get(usize::from(status)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    /// By status.
+    /// By status, those that there were.
     pub fn by_status(&self) -> BTreeMap<u16, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let counts = (0..).zip(self.0.iter().map(|count| count.load(Ordering::Relaxed)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
 }
 
@@ -63,30 +77,33 @@ impl Connections {
     /// None: all are at work.
     pub(crate) fn admit(self: &Arc<Self>) -> Option<Connection> {
         let number = self.clock.fetch_add(1, Ordering::Relaxed);
-        let state = Arc::new(State {
-            close: CancellationToken::new(),
-            busy: AtomicU64::new(0),
-            touched: AtomicU64::new(number),
-        });
+        let state =
+            Arc::new(State { ending: Ending::default(), busy: AtomicU64::new(0), touched: AtomicU64::new(number) });
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= self.most {
             let idle = open.iter().filter(|(_, state)| state.busy.load(Ordering::Relaxed) == 0);
             let oldest = idle.min_by_key(|(_, state)| state.touched.load(Ordering::Relaxed)).map(|(number, _)| *number);
-            open.remove(&oldest?)?.close.cancel();
+            open.remove(&oldest?)?.ending.ask(End::Now);
         }
         open.insert(number, state.clone());
         Some(Connection { all: self.clone(), number, state })
     }
+
+    /// All are to end, each with the answer under way.
+    pub(crate) fn end(&self) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.values().for_each(|state| state.ending.ask(End::Answered));
+    }
 }
 
 impl Connection {
-    pub(crate) async fn closed(&self) {
-        self.state.close.cancelled().await;
+    pub(crate) fn ending(&self) -> &Ending {
+        &self.state.ending
     }
 
     /// Passes requests on, and knows when one is under way.
-    pub(crate) fn count(&self, router: Router) -> Counted {
-        Counted { router, all: self.all.clone(), state: self.state.clone() }
+    pub(crate) fn count<A: Answer>(&self, answers: A, certified: Option<Role>) -> Counted<A> {
+        Counted { answers, certified: Certified(certified), all: self.all.clone(), state: self.state.clone() }
     }
 }
 
@@ -96,9 +113,9 @@ impl Drop for Connection {
     }
 }
 
-#[derive(Clone)]
-pub(crate) struct Counted {
-    router: Router,
+pub(crate) struct Counted<A> {
+    answers: A,
+    certified: Certified,
     all: Arc<Connections>,
     state: Arc<State>,
 }
@@ -112,8 +129,9 @@ impl Drop for Busy {
     }
 }
 
-impl<B> tower_service::Service<hyper::Request<B>> for Counted
+impl<A, B> hyper::service::Service<hyper::Request<B>> for Counted<A>
 where
+    A: Answer,
     B: hyper::body::Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -121,24 +139,18 @@ where
     type Error = std::convert::Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response, Self::Error>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: hyper::Request<B>) -> Self::Future {
+    fn call(&self, request: hyper::Request<B>) -> Self::Future {
         self.state.touched.store(self.all.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         self.state.busy.fetch_add(1, Ordering::Relaxed);
         let busy = Busy(self.state.clone());
-        let request: Request = request.map(axum::body::Body::new);
-        let answered = self.all.answered.clone();
-        let answering = tower_service::Service::call(&mut self.router, request);
+        let mut request: Request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(self.certified);
+        let (answers, all) = (self.answers.clone(), self.all.clone());
         Box::pin(async move {
-            let answer = answering.await;
+            let answer = answers.answer(request).await;
             drop(busy);
-            if let Ok(answer) = &answer {
-                answered.count(answer.status().as_u16());
-            }
-            answer
+            all.answered.count(answer.status().as_u16());
+            Ok(answer)
         })
     }
 }
@@ -203,8 +215,8 @@ mod tests {
         let second = all.admit().unwrap();
         first.state.busy.fetch_add(1, Ordering::Relaxed);
         let third = all.admit().unwrap();
-        second.closed().await;
-        assert!(!first.state.close.is_cancelled(), "it is at work");
+        second.ending().now().await;
+        assert!(futures_util::poll!(std::pin::pin!(first.ending().now())).is_pending(), "it is at work");
         third.state.busy.fetch_add(1, Ordering::Relaxed);
         assert!(all.admit().is_none(), "all are");
         drop(first);

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use axum::http::header;
-use axum::http::request::Parts;
+use axum::extract::Request;
+use axum::http::{Extensions, HeaderMap, header};
 
 use crate::Serve;
 use crate::auth::{Auth, Certified, Role};
@@ -40,13 +40,18 @@ impl Gate {
     }
 
     /// What whoever asks may do.
-    pub async fn admit(&self, request: &Parts) -> Result<Role, Refused> {
-        let host = request.headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
+    pub fn admit(&self, request: &Request) -> impl Future<Output = Result<Role, Refused>> + Send {
+        self.admitted(request.headers(), request.extensions())
+    }
+
+    /// Not by the request itself: its body is nobody's to share.
+    async fn admitted(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Role, Refused> {
+        let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
         if self.loopback && !host.is_none_or(is_local) {
             return Err(Refused::Host);
         }
-        let certified = request.extensions.get::<Certified>().and_then(|certified| certified.0);
-        self.auth.role(&request.headers, certified).await.ok_or(Refused::Unknown)
+        let certified = extensions.get::<Certified>().and_then(|certified| certified.0);
+        self.auth.role(headers, certified).await.ok_or(Refused::Unknown)
     }
 }
 

@@ -1,18 +1,22 @@
 //! An address of ours that speaks HTTP: who may connect, who may ask, and for
-//! how long. What is answered is a router's.
+//! how long. What is answered is its user's.
 //!
 //! ```text
-//!  accept ─► cap, TLS ─► HTTP/1.1 (header and write deadlines) ─► router, which asks the gate
+//!  accept ─► cap, TLS ─► HTTP/1.1 (header and write deadlines) ─► answers, which ask the gate
 //! ```
 //!
 //! HTTP/1.1 only: what asks here speaks it, and HTTP/2 would bring its floods
 //! of resets and continuations along.
 
+mod answer;
 mod auth;
+mod clock;
 mod connections;
+mod ending;
 mod gate;
 mod tls;
 
+pub use answer::Answer;
 pub use auth::{Role, Token, User, hash_password};
 pub use connections::Answered;
 pub use gate::{Gate, Refused};
@@ -20,17 +24,18 @@ pub use tls::TlsFiles;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use axum::Router;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::clock::Clock;
 use self::connections::{Connection, Connections, Patient};
+use self::ending::End;
 
 /// The settings cannot be used, or the address cannot be had.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -95,7 +100,7 @@ impl Listener {
         self.listener.local_addr().ok()
     }
 
-    /// Who may ask, for the router.
+    /// Who may ask, for whoever answers.
     pub fn gate(&self) -> Arc<Gate> {
         self.gate.clone()
     }
@@ -106,7 +111,7 @@ impl Listener {
     }
 
     /// Answers until cancelled; then what is under way has a little time left.
-    pub async fn run(self, router: Router, stop: CancellationToken) {
+    pub async fn run(self, answers: impl Answer, stop: CancellationToken) {
         let Self { listener, tls, client_role, connections, .. } = self;
         let mut open = JoinSet::new();
         loop {
@@ -121,48 +126,54 @@ impl Listener {
                 continue;
             };
             let Some(connection) = connections.admit() else { continue };
-            let (router, tls, stop) = (router.clone(), tls.clone(), stop.clone());
+            let (answers, tls) = (answers.clone(), tls.clone());
             open.spawn(async move {
                 let _ = stream.set_nodelay(true);
                 match tls {
-                    None => one(stream, None, router, &connection, stop).await,
+                    None => one(stream, None, answers, &connection).await,
                     Some(tls) => {
                         let shaking = tokio::time::timeout(HEAD_PATIENCE, tls.accept(stream));
                         let shaken = tokio::select! {
                             shaken = shaking => shaken,
-                            () = connection.closed() => return,
+                            () = connection.ending().now() => return,
                         };
                         let Ok(Ok(stream)) = shaken else { return };
                         let known = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
-                        one(stream, client_role.filter(|_| known), router, &connection, stop).await;
+                        one(stream, client_role.filter(|_| known), answers, &connection).await;
                     }
                 }
             });
         }
         drop(listener);
+        connections.end();
         let _ = tokio::time::timeout(FAREWELL, async { while open.join_next().await.is_some() {} }).await;
     }
 }
 
 /// One connection to its end.
-async fn one<S>(stream: S, certified: Option<Role>, router: Router, connection: &Connection, stop: CancellationToken)
+async fn one<S>(stream: S, certified: Option<Role>, answers: impl Answer, connection: &Connection)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let counted = connection.count(router.layer(axum::Extension(auth::Certified(certified))));
+    let counted = connection.count(answers, certified);
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE).max_headers(100).max_header_size(HEAD_BYTES);
+    http.timer(Clock::default()).header_read_timeout(HEAD_PATIENCE).max_headers(100).max_header_size(HEAD_BYTES);
     let io = TokioIo::new(Patient::new(stream, WRITE_PATIENCE));
-    let mut serving = std::pin::pin!(http.serve_connection(io, TowerToHyperService::new(counted)));
-    tokio::select! {
-        // What went wrong on the line is the client's to know.
-        _ = serving.as_mut() => {}
-        () = connection.closed() => {}
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            let _ = tokio::time::timeout(FAREWELL, serving).await;
+    let mut serving = std::pin::pin!(http.serve_connection(io, counted));
+    let mut last = false;
+    std::future::poll_fn(|context| {
+        match connection.ending().look(context) {
+            Some(End::Now) => return Poll::Ready(()),
+            Some(End::Answered) if !last => {
+                last = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            _ => {}
         }
-    }
+        // What went wrong on the line is the client's to know.
+        serving.as_mut().poll(context).map(drop)
+    })
+    .await;
 }
 
 impl std::fmt::Debug for Listener {

@@ -12,6 +12,7 @@
 //! empty unions), and its canonical form leaves out what makes another schema.
 
 mod default;
+mod json;
 mod parse;
 mod render;
 

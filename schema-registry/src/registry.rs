@@ -170,7 +170,11 @@ impl Registry {
                         self.count += 1;
                     }
                 }
-                let context = self.contexts.entry(split(subject).0.into()).or_default();
+                let context = split(subject).0;
+                if !self.contexts.contains_key(context) {
+                    self.contexts.insert(context.into(), Context::default());
+                }
+                let Some(context) = self.contexts.get_mut(context) else { return };
                 context.listed = true;
                 if let Some(held) = context.schemas.get_mut(id) {
                     let place = held.uses.binary_search_by(|(s, v)| (&**s, *v).cmp(&(&**subject, *version)));
@@ -241,6 +245,9 @@ impl Registry {
     }
 
     fn reference_keys(&self, context: &str, content: &Content) -> Vec<(Arc<str>, u32)> {
+        if content.references.is_empty() {
+            return Vec::new();
+        }
         let owner = Subject::of(context, "");
         let key = |reference: &crate::content::Reference| {
             let subject = owner.beside(&reference.subject).ok()?;

@@ -67,6 +67,6 @@ impl Server {
         let Self { listener, body } = self;
         let room = Arc::new(Semaphore::new(BODIES / PIECE));
         let app = Arc::new(App { store, gate: listener.gate(), body, room });
-        listener.run(routes::router(app), stop).await;
+        listener.run(guard::Guarded::new(app), stop).await;
     }
 }

@@ -94,7 +94,7 @@ const SEGMENT_BYTES: u64 = 4 << 20;
 /// A start that had to read more behind the snapshot writes a new one beside its work.
 const TAIL_AT_START: u64 = 4 << 20;
 /// While it runs: behind the last snapshot, or half as much as it has.
-const TAIL: u64 = 16 << 20;
+const TAIL: u64 = 64 << 20;
 
 impl Store {
     /// Opens the registry in a folder, or makes it: reads the newest snapshot,
@@ -198,12 +198,12 @@ impl Store {
 
     /// Deletes all versions of a subject, softly or for good; their numbers.
     pub async fn delete_subject(&self, subject: Subject, permanent: bool) -> Result<Vec<u32>> {
-        self.inner.change(move |registry| registry.plan_delete_subject(&subject, permanent)).await
+        self.inner.change(|registry| registry.plan_delete_subject(&subject, permanent)).await
     }
 
     /// Deletes a version, softly or for good; its number.
     pub async fn delete_version(&self, subject: Subject, which: Which, permanent: bool) -> Result<u32> {
-        self.inner.change(move |registry| registry.plan_delete_version(&subject, which, permanent)).await
+        self.inner.change(|registry| registry.plan_delete_version(&subject, which, permanent)).await
     }
 
     /// Changes settings by a request's members; gives those understood. The
@@ -213,7 +213,7 @@ impl Store {
         scope: Option<Subject>,
         request: Map<String, Value>,
     ) -> Result<Result<Map<String, Value>, String>> {
-        let plan = move |registry: &Registry| match registry.plan_config(scope.as_ref(), &request) {
+        let plan = |registry: &Registry| match registry.plan_config(scope.as_ref(), &request) {
             Ok(planned) => planned.map(|(echo, changes)| (Ok(echo), changes)),
             Err(wrong) => Ok((Err(wrong.0), Vec::new())),
         };
@@ -222,12 +222,12 @@ impl Store {
 
     /// Takes settings away; those that were.
     pub async fn remove_config(&self, scope: Option<Subject>) -> Result<Config> {
-        self.inner.change(move |registry| registry.plan_no_config(scope.as_ref())).await
+        self.inner.change(|registry| registry.plan_no_config(scope.as_ref())).await
     }
 
     /// Sets a mode by its name; None takes it away.
     pub async fn set_mode(&self, scope: Option<Subject>, mode: Option<String>, force: bool) -> Result<()> {
-        let plan = move |registry: &Registry| {
+        let plan = |registry: &Registry| {
             registry.plan_mode(scope.as_ref(), mode.as_deref(), force).map(|changes| ((), changes))
         };
         self.inner.change(plan).await
@@ -235,12 +235,12 @@ impl Store {
 
     /// Takes a mode away; the one that was.
     pub async fn remove_mode(&self, scope: Option<Subject>, recursive: bool) -> Result<Option<Mode>> {
-        self.inner.change(move |registry| registry.plan_no_mode(scope.as_ref(), recursive)).await
+        self.inner.change(|registry| registry.plan_no_mode(scope.as_ref(), recursive)).await
     }
 
     /// Takes a context without subjects from the list.
     pub async fn delete_context(&self, context: String) -> Result<()> {
-        let plan = move |registry: &Registry| registry.plan_delete_context(&context).map(|changes| ((), changes));
+        let plan = |registry: &Registry| registry.plan_delete_context(&context).map(|changes| ((), changes));
         self.inner.change(plan).await
     }
 
@@ -277,23 +277,18 @@ impl Inner {
     }
 
     /// Plans under the lock, appends, and waits until it is durable and shown.
-    /// Goes on to its end even if nobody waits any more.
-    async fn change<T: Send + 'static>(
-        self: &Arc<Self>,
-        plan: impl FnOnce(&Registry) -> Result<(T, Vec<Change>), Refusal> + Send + 'static,
-    ) -> Result<T> {
-        let this = self.clone();
-        let changing = tokio::spawn(async move {
-            let mut ahead = this.ahead.lock().await;
-            let (answer, changes) = plan(&ahead.registry)?;
-            let applied = this.append(&mut ahead, changes).await?;
-            drop(ahead);
-            applied.await.map_err(|_| Error::Closed)??;
-            Ok(answer)
-        });
-        changing.await.map_err(|_| Error::Closed)?
+    /// Cancel-safe: from the log's taking it to its place in the line nothing is awaited.
+    async fn change<T>(&self, plan: impl FnOnce(&Registry) -> Result<(T, Vec<Change>), Refusal>) -> Result<T> {
+        let mut ahead = self.ahead.lock().await;
+        let (answer, changes) = plan(&ahead.registry)?;
+        let applied = self.append(&mut ahead, changes).await?;
+        drop(ahead);
+        applied.await.map_err(|_| Error::Closed)??;
+        Ok(answer)
     }
 
+    /// The log's own wait is for room and comes before it takes anything: whoever
+    /// goes away is either not in the log, or in it and in the line of what is applied.
     async fn append(&self, ahead: &mut Ahead, changes: Vec<Change>) -> Result<oneshot::Receiver<storage::Result<()>>> {
         let sender = ahead.appended.as_ref().ok_or(Error::Closed)?.clone();
         // Room first: once it is in the log, it must be applied.
@@ -306,7 +301,7 @@ impl Inner {
                     let message = format!("the registry is full: it may hold {} versions", self.limits.versions);
                     return Err(Refusal::new(Code::Full, message).into());
                 }
-                let mut payload = Vec::new();
+                let mut payload = Vec::with_capacity(changes.iter().map(|change| weight(change) as usize).sum());
                 changes.iter().for_each(|change| change.encode(&mut payload));
                 let batch = LogBatch {
                     kind: Kind::Data,
@@ -394,7 +389,7 @@ async fn write_snapshot(inner: Arc<Inner>, folder: PathBuf, snapshot: snapshot::
 
 fn weight(change: &Change) -> u64 {
     match change {
-        Change::Schema { content, .. } => content.text.len() as u64 + 64,
+        Change::Schema { content, .. } => content.text.len() as u64 + 128,
         _ => 64,
     }
 }

@@ -119,7 +119,6 @@ impl App {
 
     /// None: it may read.
     async fn refused(&self, request: Request) -> Option<Refused> {
-        let (request, _) = request.into_parts();
         // Every role may read.
         self.gate.admit(&request).await.err()
     }

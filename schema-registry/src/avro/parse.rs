@@ -4,11 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use super::json::{Json, Object};
 use super::render::Form;
 use super::{Avro, Enum, Field, Fixed, Kind, Name, Named, Node, NodeId, Record};
 
-/// JSON nested deeper is refused: every level costs stack, here and in whoever reads it.
-const MAX_DEPTH: usize = 256;
 /// Of a name, in bytes.
 const MAX_NAME: usize = 4096;
 /// Records with more fields than this are given an index.
@@ -66,7 +65,7 @@ impl Parser {
         if text.trim().is_empty() {
             return Err("the schema is empty".into());
         }
-        let value = json(text)?;
+        let value = Json::parse(text)?;
         self.schema(&value, Place { space: "", owner: "" })
     }
 
@@ -88,12 +87,12 @@ impl Parser {
         id
     }
 
-    fn schema(&mut self, value: &Value, place: Place<'_>) -> Result<NodeId, Reason> {
+    fn schema(&mut self, value: &Json<'_>, place: Place<'_>) -> Result<NodeId, Reason> {
         match value {
-            Value::String(name) => self.by_name(name, place),
-            Value::Array(branches) => self.union(branches, place),
-            Value::Object(object) => self.object(object, place),
-            other => Err(at(place, format!("{} is no type", short(other)))),
+            Json::Text(name) => self.by_name(name, place),
+            Json::List(branches) => self.union(branches, place),
+            Json::Object(object) => self.object(object, place),
+            other => Err(at(place, format!("{} is no type", shown(other)))),
         }
     }
 
@@ -110,16 +109,16 @@ impl Parser {
         inside.or_else(|| self.names.get(&Name::new(name, ""))).copied()
     }
 
-    fn union(&mut self, branches: &[Value], place: Place<'_>) -> Result<NodeId, Reason> {
+    fn union(&mut self, branches: &[Json<'_>], place: Place<'_>) -> Result<NodeId, Reason> {
         let mut ids = Vec::with_capacity(branches.len());
-        let (mut seen, mut names) = (HashSet::new(), HashSet::new());
+        let mut names = HashSet::new();
         for branch in branches {
             let id = self.schema(branch, place)?;
             let kind = &self.nodes[id as usize].kind;
             let name = kind.named().map(|named| &named.name).or_else(|| self.open.get(&id));
             let fresh = match name {
                 Some(name) => names.insert(name.full()),
-                None => seen.insert(kind.word()),
+                None => !ids.iter().any(|&other: &NodeId| self.nodes[other as usize].kind.word() == kind.word()),
             };
             match kind {
                 Kind::Union(_) => return Err(at(place, "a union may not hold a union".into())),
@@ -133,10 +132,10 @@ impl Parser {
         Ok(self.add(Kind::Union(ids), Map::new()))
     }
 
-    fn object(&mut self, object: &Map<String, Value>, place: Place<'_>) -> Result<NodeId, Reason> {
+    fn object(&mut self, object: &Object<'_>, place: Place<'_>) -> Result<NodeId, Reason> {
         let word = match object.get("type") {
-            Some(Value::String(word)) => word.as_str(),
-            Some(other) => return Err(at(place, format!("\"type\" must be a text, not {}", short(other)))),
+            Some(Json::Text(word)) => &**word,
+            Some(other) => return Err(at(place, format!("\"type\" must be a text, not {}", shown(other)))),
             None => return Err(at(place, "has no \"type\"".into())),
         };
         match word {
@@ -157,7 +156,7 @@ impl Parser {
         }
     }
 
-    fn named(&self, object: &Map<String, Value>, place: Place<'_>) -> Result<Named, Reason> {
+    fn named(&self, object: &Object<'_>, place: Place<'_>) -> Result<Named, Reason> {
         let name = text(object, "name", place)?.ok_or_else(|| at(place, "has no \"name\"".into()))?;
         let space = text(object, "namespace", place)?.unwrap_or(place.space);
         let name = Name::new(name, space);
@@ -171,7 +170,7 @@ impl Parser {
             self.check_name(&alias, place)?;
             aliases.push(alias);
         }
-        let doc = object.get("doc").and_then(Value::as_str).map(str::to_owned);
+        let doc = object.get("doc").and_then(Json::as_str).map(str::to_owned);
         Ok(Named { name, aliases, doc })
     }
 
@@ -211,17 +210,17 @@ impl Parser {
         if alike { Ok(known) } else { Err(at(place, format!("{:?} is defined twice, differently", name.full()))) }
     }
 
-    fn record(&mut self, object: &Map<String, Value>, is_error: bool, place: Place<'_>) -> Result<NodeId, Reason> {
+    fn record(&mut self, object: &Object<'_>, is_error: bool, place: Place<'_>) -> Result<NodeId, Reason> {
         let named = self.named(object, place)?;
         let fields = match object.get("fields") {
-            Some(Value::Array(fields)) => fields,
+            Some(Json::List(fields)) => fields,
             _ => return Err(at(place, format!("record {:?} has no list \"fields\"", named.name.full()))),
         };
         let name = named.name.clone();
         self.define(name, place, |parser, _| {
             let full = named.name.full();
             let mut made = Vec::with_capacity(fields.len());
-            let mut places = HashMap::new();
+            let mut places = HashMap::with_capacity(fields.len());
             for (i, field) in fields.iter().enumerate() {
                 let field = parser.field(field, &named.name.space, &full)?;
                 if places.insert(field.name.clone(), i as u32).is_some() {
@@ -237,10 +236,10 @@ impl Parser {
         })
     }
 
-    fn field(&mut self, value: &Value, space: &str, owner: &str) -> Result<Field, Reason> {
+    fn field(&mut self, value: &Json<'_>, space: &str, owner: &str) -> Result<Field, Reason> {
         let place = Place { space, owner };
-        let Value::Object(object) = value else {
-            return Err(at(place, format!("a field is an object, not {}", short(value))));
+        let Json::Object(object) = value else {
+            return Err(at(place, format!("a field is an object, not {}", shown(value))));
         };
         let name = text(object, "name", place)?.ok_or_else(|| at(place, "a field has no \"name\"".into()))?;
         if self.strict && !is_name(name) {
@@ -262,18 +261,18 @@ impl Parser {
         Ok(Field {
             name: name.into(),
             ty,
-            default: object.get("default").cloned(),
-            doc: object.get("doc").and_then(Value::as_str).map(str::to_owned),
+            default: object.get("default").map(Json::to_value),
+            doc: object.get("doc").and_then(Json::as_str).map(str::to_owned),
             order,
             aliases: texts(object, "aliases", place)?.into_iter().map(String::into_boxed_str).collect(),
             properties: properties(object, FIELD_RESERVED),
         })
     }
 
-    fn enumeration(&mut self, object: &Map<String, Value>, place: Place<'_>) -> Result<NodeId, Reason> {
+    fn enumeration(&mut self, object: &Object<'_>, place: Place<'_>) -> Result<NodeId, Reason> {
         let named = self.named(object, place)?;
         let full = named.name.full();
-        if !matches!(object.get("symbols"), Some(Value::Array(_))) {
+        if !matches!(object.get("symbols"), Some(Json::List(_))) {
             return Err(at(place, format!("enum {full:?} has no list \"symbols\"")));
         }
         let mut seen = HashSet::new();
@@ -299,9 +298,9 @@ impl Parser {
         })
     }
 
-    fn fixed(&mut self, object: &Map<String, Value>, place: Place<'_>) -> Result<NodeId, Reason> {
+    fn fixed(&mut self, object: &Object<'_>, place: Place<'_>) -> Result<NodeId, Reason> {
         let named = self.named(object, place)?;
-        let size = object.get("size").and_then(Value::as_u64).filter(|&size| i32::try_from(size).is_ok());
+        let size = object.get("size").and_then(Json::as_u64).filter(|&size| i32::try_from(size).is_ok());
         let size = size.ok_or_else(|| at(place, format!("fixed {:?} has no valid \"size\"", named.name.full())))?;
         let properties = properties(object, RESERVED);
         self.define(named.name.clone(), place, |_, _| {
@@ -316,24 +315,23 @@ const ENUM_RESERVED: &[&str] =
     &["doc", "fields", "items", "name", "namespace", "size", "symbols", "values", "type", "aliases", "default"];
 const FIELD_RESERVED: &[&str] = &["default", "doc", "name", "order", "type", "aliases"];
 
-fn properties(object: &Map<String, Value>, reserved: &[&str]) -> Map<String, Value> {
-    let known = |key: &str| reserved.contains(&key);
-    object.iter().filter(|(key, _)| !known(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+fn properties(object: &Object<'_>, reserved: &[&str]) -> Map<String, Value> {
+    object.members(|name| !reserved.contains(&name))
 }
 
-fn text<'a>(object: &'a Map<String, Value>, member: &str, place: Place<'_>) -> Result<Option<&'a str>, Reason> {
+fn text<'a>(object: &'a Object<'_>, member: &str, place: Place<'_>) -> Result<Option<&'a str>, Reason> {
     match object.get(member) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(at(place, format!("{member:?} must be a text, not {}", short(other)))),
+        None | Some(Json::Plain(Value::Null)) => Ok(None),
+        Some(Json::Text(text)) => Ok(Some(text)),
+        Some(other) => Err(at(place, format!("{member:?} must be a text, not {}", shown(other)))),
     }
 }
 
-fn texts(object: &Map<String, Value>, member: &str, place: Place<'_>) -> Result<Vec<String>, Reason> {
-    let wrong = |other: &Value| at(place, format!("{member:?} must be a list of texts, not {}", short(other)));
+fn texts(object: &Object<'_>, member: &str, place: Place<'_>) -> Result<Vec<String>, Reason> {
+    let wrong = |other: &Json<'_>| at(place, format!("{member:?} must be a list of texts, not {}", shown(other)));
     match object.get(member) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(items)) => {
+        None | Some(Json::Plain(Value::Null)) => Ok(Vec::new()),
+        Some(Json::List(items)) => {
             items.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(|| wrong(item))).collect()
         }
         Some(other) => Err(wrong(other)),
@@ -350,6 +348,10 @@ fn at(place: Place<'_>, what: String) -> Reason {
     if place.owner.is_empty() { what } else { format!("{}: {what}", place.owner) }
 }
 
+fn shown(value: &Json<'_>) -> String {
+    short(&value.to_value())
+}
+
 /// A value as a message can bear it.
 pub(super) fn short(value: &Value) -> String {
     let mut text = value.to_string();
@@ -359,38 +361,4 @@ pub(super) fn short(value: &Value) -> String {
         text.push_str("...");
     }
     text
-}
-
-/// JSON, no deeper than allowed.
-fn json(text: &str) -> Result<Value, Reason> {
-    use serde::Deserialize;
-    if !is_shallow(text.as_bytes()) {
-        return Err(format!("it is nested deeper than {MAX_DEPTH}"));
-    }
-    let mut reader = serde_json::Deserializer::from_str(text);
-    // The depth is known; the reader's own limit is lower.
-    reader.disable_recursion_limit();
-    let value = Value::deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
-    value.map_err(|error| format!("it is not JSON: {error}"))
-}
-
-/// Counts brackets outside of strings.
-fn is_shallow(text: &[u8]) -> bool {
-    let (mut depth, mut inside, mut escaped) = (0usize, false, false);
-    for &byte in text {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if inside => escaped = true,
-            b'"' => inside = !inside,
-            b'{' | b'[' if !inside => {
-                depth += 1;
-                if depth > MAX_DEPTH {
-                    return false;
-                }
-            }
-            b'}' | b']' if !inside => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    true
 }

@@ -2,7 +2,7 @@
 //! behind them in theirs.
 
 use std::collections::HashSet;
-use std::fmt::Write;
+use std::io::Write;
 
 use serde_json::{Map, Value};
 
@@ -28,7 +28,7 @@ impl Avro {
         let external = if form == Form::Resolved { 0 } else { self.external };
         let mut writer = Writer::new(&self.nodes, external, form);
         writer.schema(self.root, "");
-        (!writer.too_deep).then_some(writer.out)
+        (!writer.too_deep).then(|| writer.done())
     }
 }
 
@@ -36,7 +36,7 @@ impl Avro {
 pub(super) fn definition(nodes: &[Node], id: NodeId, form: Form) -> String {
     let mut writer = Writer::new(nodes, 0, form);
     writer.schema(id, "");
-    writer.out
+    writer.done()
 }
 
 struct Writer<'a> {
@@ -44,14 +44,20 @@ struct Writer<'a> {
     external: NodeId,
     form: Form,
     written: HashSet<&'a Name>,
-    out: String,
+    /// Text, always.
+    out: Vec<u8>,
     depth: usize,
     too_deep: bool,
 }
 
 impl<'a> Writer<'a> {
     fn new(nodes: &'a [Node], external: NodeId, form: Form) -> Self {
-        Self { nodes, external, form, written: HashSet::new(), out: String::new(), depth: 0, too_deep: false }
+        let out = Vec::with_capacity(64 * (nodes.len() - external as usize));
+        Self { nodes, external, form, written: HashSet::new(), out, depth: 0, too_deep: false }
+    }
+
+    fn done(self) -> String {
+        String::from_utf8(self.out).expect("of texts only texts are made")
     }
 
     fn schema(&mut self, id: NodeId, space: &str) {
@@ -76,27 +82,27 @@ impl<'a> Writer<'a> {
         }
         match &node.kind {
             Kind::Union(branches) => {
-                self.out.push('[');
+                self.out.push(b'[');
                 for (i, &branch) in branches.iter().enumerate() {
                     if i > 0 {
-                        self.out.push(',');
+                        self.out.push(b',');
                     }
                     self.schema(branch, space);
                 }
-                self.out.push(']');
+                self.out.push(b']');
             }
             Kind::Array(inner) | Kind::Map(inner) => {
                 let (word, member) = (node.kind.word(), if node.kind.word() == "array" { "items" } else { "values" });
                 let _ = write!(self.out, "{{\"type\":\"{word}\",\"{member}\":");
                 self.schema(*inner, space);
                 self.properties(&node.properties);
-                self.out.push('}');
+                self.out.push(b'}');
             }
             kind if node.properties.is_empty() => self.string(kind.word()),
             kind => {
                 let _ = write!(self.out, "{{\"type\":\"{}\"", kind.word());
                 self.properties(&node.properties);
-                self.out.push('}');
+                self.out.push(b'}');
             }
         }
     }
@@ -113,27 +119,27 @@ impl<'a> Writer<'a> {
         } else {
             self.string(&named.name.simple);
             if *named.name.space != *space {
-                self.out.push_str(",\"namespace\":");
+                self.out.extend_from_slice(b",\"namespace\":");
                 self.string(&named.name.space);
             }
         }
         self.doc(named.doc.as_deref());
         match &node.kind {
             Kind::Record(record) => {
-                self.out.push_str(",\"fields\":[");
+                self.out.extend_from_slice(b",\"fields\":[");
                 for (i, field) in record.fields.iter().enumerate() {
                     if i > 0 {
-                        self.out.push(',');
+                        self.out.push(b',');
                     }
                     self.field(field, &named.name.space);
                 }
-                self.out.push(']');
+                self.out.push(b']');
             }
             Kind::Enum(it) => {
-                self.out.push_str(",\"symbols\":");
+                self.out.extend_from_slice(b",\"symbols\":");
                 self.value(&it.symbols);
                 if let Some(default) = &it.default {
-                    self.out.push_str(",\"default\":");
+                    self.out.extend_from_slice(b",\"default\":");
                     self.string(default);
                 }
             }
@@ -145,17 +151,17 @@ impl<'a> Writer<'a> {
         self.properties(&node.properties);
         let aliases: Vec<String> = named.aliases.iter().map(|alias| self.relative(alias, &named.name.space)).collect();
         self.aliases(&aliases);
-        self.out.push('}');
+        self.out.push(b'}');
     }
 
     fn field(&mut self, field: &'a Field, space: &str) {
-        self.out.push_str("{\"name\":");
+        self.out.extend_from_slice(b"{\"name\":");
         self.string(&field.name);
-        self.out.push_str(",\"type\":");
+        self.out.extend_from_slice(b",\"type\":");
         self.schema(field.ty, space);
         self.doc(field.doc.as_deref());
         if let Some(default) = &field.default {
-            self.out.push_str(",\"default\":");
+            self.out.extend_from_slice(b",\"default\":");
             self.value(default);
         }
         if let Some(order) = field.order {
@@ -163,7 +169,7 @@ impl<'a> Writer<'a> {
         }
         self.aliases(&field.aliases);
         self.properties(&field.properties);
-        self.out.push('}');
+        self.out.push(b'}');
     }
 
     fn relative(&self, name: &Name, space: &str) -> String {
@@ -174,14 +180,14 @@ impl<'a> Writer<'a> {
 
     fn doc(&mut self, doc: Option<&str>) {
         if let Some(doc) = doc {
-            self.out.push_str(",\"doc\":");
+            self.out.extend_from_slice(b",\"doc\":");
             self.string(doc);
         }
     }
 
     fn aliases(&mut self, aliases: &[impl serde::Serialize]) {
         if !aliases.is_empty() {
-            self.out.push_str(",\"aliases\":");
+            self.out.extend_from_slice(b",\"aliases\":");
             self.value(aliases);
         }
     }
@@ -192,9 +198,9 @@ impl<'a> Writer<'a> {
             all.sort_by_key(|(key, _)| *key);
         }
         for (key, value) in all {
-            self.out.push(',');
+            self.out.push(b',');
             self.string(key);
-            self.out.push(':');
+            self.out.push(b':');
             self.value(value);
         }
     }
@@ -204,6 +210,6 @@ impl<'a> Writer<'a> {
     }
 
     fn value(&mut self, value: &(impl serde::Serialize + ?Sized)) {
-        self.out.push_str(&serde_json::to_string(value).expect("JSON and text serialise"));
+        serde_json::to_writer(&mut self.out, value).expect("JSON and text serialise");
     }
 }

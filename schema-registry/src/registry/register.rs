@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::{Found, Registry, SchemaId, Shown, Version, Which};
 use crate::change::Change;
 use crate::compatibility::Level;
@@ -12,7 +14,7 @@ use crate::registry::Mode;
 use crate::subject::Subject;
 
 /// What a registration came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Registered {
     /// The schema's id.
     pub id: SchemaId,
@@ -93,7 +95,8 @@ impl Registry {
         // What is imported may refer to what is deleted by now.
         self.draw(subject, &resolved, Shown::with_deleted(importing), 0, &mut drawn)?;
         let level = self.level(subject);
-        let last = self.version(subject, Which::Latest, Shown::Live).ok().map(|found| found.content);
+        let last = self.all(subject.as_str()).iter().rev().find(|version| !version.deleted);
+        let last = last.and_then(|version| self.schema(subject.context(), version.id)).cloned();
         Ok(Demand {
             references: drawn.contents,
             resolved,

@@ -1,6 +1,7 @@
 //! Levels, modes and other settings: of all, of a context, of a subject; the
 //! nearest counts.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use super::{Registry, Shown};
 use crate::change::Change;
 use crate::compatibility::Level;
 use crate::error::{Code, Refusal};
-use crate::subject::{Prefix, Subject};
+use crate::subject::{DEFAULT_CONTEXT, Prefix, Subject};
 
 /// What may be done to subjects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,13 +138,22 @@ impl Config {
     }
 }
 
-/// Where settings are looked for, nearest first.
-fn scopes(subject: &Subject) -> [Arc<str>; 3] {
-    let context = match subject.context() {
-        "." => "".into(),
-        context => Subject::of(context, "").shared(),
+/// What counts for a subject: what is found under the name nearest to it, which
+/// is its own, its context's, and the empty one of all.
+fn nearest<'a, T, R>(
+    all: &'a BTreeMap<Arc<str>, T>,
+    subject: &Subject,
+    pick: impl Fn(&'a T) -> Option<R>,
+) -> Option<R> {
+    let find = |scope: &str| all.get(scope).and_then(&pick);
+    if all.is_empty() {
+        return None;
+    }
+    let of_context = || match subject.context() {
+        DEFAULT_CONTEXT => None,
+        context => find(Subject::of(context, "").as_str()),
     };
-    [subject.shared(), context, "".into()]
+    find(subject.as_str()).or_else(of_context).or_else(|| find(""))
 }
 
 impl Registry {
@@ -158,7 +168,7 @@ impl Registry {
     }
 
     fn setting<T>(&self, subject: &Subject, pick: impl Fn(&Config) -> Option<T>) -> Option<T> {
-        scopes(subject).iter().find_map(|scope| self.configs.get(scope).and_then(|config| pick(config)))
+        nearest(&self.configs, subject, |config| pick(config))
     }
 
     /// The level that counts for a subject.
@@ -194,7 +204,7 @@ impl Registry {
         if self.modes.get("") == Some(&Mode::ReadonlyOverride) {
             return Mode::ReadonlyOverride;
         }
-        scopes(subject).iter().find_map(|scope| self.modes.get(scope)).copied().unwrap_or_default()
+        nearest(&self.modes, subject, |mode| Some(*mode)).unwrap_or_default()
     }
 
     pub(crate) fn may_change(&self, subject: &Subject) -> Result<(), Refusal> {
@@ -223,7 +233,7 @@ impl Registry {
             return Ok(own);
         }
         if inherit {
-            return Ok(whole(scopes(subject).iter().find_map(|scope| self.configs.get(scope))));
+            return Ok(whole(nearest(&self.configs, subject, Some)));
         }
         let message = format!("Subject '{subject}' does not have subject-level compatibility configured");
         Err(Refusal::new(Code::LevelNotConfigured, message))

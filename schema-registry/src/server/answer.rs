@@ -69,6 +69,13 @@ pub(super) fn ok(value: &impl Serialize) -> Answer {
     Ok(serde_json::to_vec(value).expect("what we answer serialises").into_response())
 }
 
+/// 200 with what a schema is, which is little more than its text.
+pub(super) fn whole(entity: &Entity<'_>) -> Answer {
+    let mut body = Vec::with_capacity(entity.schema.len() + entity.schema.len() / 2 + 128);
+    serde_json::to_writer(&mut body, entity).expect("what we answer serialises");
+    Ok(body.into_response())
+}
+
 /// 200 with a text as it is.
 pub(super) fn bare(text: &str) -> Answer {
     Ok(text.to_owned().into_response())

@@ -19,7 +19,7 @@ use crate::subject::{Prefix, Subject};
 
 /// A request, taken apart.
 pub(super) struct Ask {
-    params: Result<Vec<(String, String)>, Failure>,
+    params: Result<RawPathParams, Failure>,
     query: Vec<(String, String)>,
     headers: HeaderMap,
     body: Body,
@@ -30,10 +30,8 @@ impl FromRequest<std::sync::Arc<App>> for Ask {
 
     async fn from_request(request: Request, app: &std::sync::Arc<App>) -> Result<Self, Infallible> {
         let (mut parts, body) = request.into_parts();
-        let params = match RawPathParams::from_request_parts(&mut parts, app).await {
-            Ok(params) => Ok(params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()),
-            Err(_) => Err(Failure::plain(StatusCode::BAD_REQUEST, "the path is not UTF-8")),
-        };
+        let params = RawPathParams::from_request_parts(&mut parts, app).await;
+        let params = params.map_err(|_| Failure::plain(StatusCode::BAD_REQUEST, "the path is not UTF-8"));
         let query = parts.uri.query().unwrap_or_default();
         let query = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         Ok(Self { params, query, headers: parts.headers, body })
@@ -44,7 +42,7 @@ impl Ask {
     /// A part of the path. A route that asks for one it does not have is a fault of ours.
     fn param(&self, name: &str) -> Result<Option<&str>, Failure> {
         match &self.params {
-            Ok(params) => Ok(params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())),
+            Ok(params) => Ok(params.iter().find(|(key, _)| *key == name).map(|(_, value)| value)),
             Err(failure) => Err(Failure::plain(StatusCode::BAD_REQUEST, format!("{failure:?}"))),
         }
     }

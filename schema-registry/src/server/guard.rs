@@ -3,34 +3,49 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::http::request::Parts;
+use axum::Router;
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use listener::{Refused, Role};
+use listener::{Answer, Refused, Role};
 
-use super::App;
 use super::answer::Failure;
+use super::{App, routes};
 
 pub(super) const V1: &str = "application/vnd.schemaregistry.v1+json";
 const KNOWN: [&str; 3] = [V1, "application/vnd.schemaregistry+json", "application/json"];
+const ANY: [&str; 2] = ["*/*", "application/*"];
 
-pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let kind = accepted(request.headers());
-    let (parts, body) = request.into_parts();
-    let mut answer = match allowed(&app, &parts, kind).await {
-        Ok(()) => next.run(Request::from_parts(parts, body)).await,
-        Err(failure) => failure.into_response(),
-    };
-    if answer.status() != StatusCode::NO_CONTENT {
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind.unwrap_or(V1)));
-    }
-    answer
+/// The routes behind the guard. Not a layer of the router's: it would be one
+/// around each route, made anew for each request.
+#[derive(Clone)]
+pub(super) struct Guarded {
+    app: Arc<App>,
+    routes: Router,
 }
 
-async fn allowed(app: &App, request: &Parts, kind: Option<&str>) -> Result<(), Failure> {
-    let role = app.gate.admit(request).await;
+impl Guarded {
+    pub(super) fn new(app: Arc<App>) -> Self {
+        Self { routes: routes::router(app.clone()), app }
+    }
+}
+
+impl Answer for Guarded {
+    async fn answer(&self, request: Request) -> Response {
+        let kind = accepted(request.headers());
+        let role = self.app.gate.admit(&request).await;
+        let mut answer = match allowed(role, &request, kind) {
+            Ok(()) => self.routes.answer(request).await,
+            Err(failure) => failure.into_response(),
+        };
+        if answer.status() != StatusCode::NO_CONTENT {
+            answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind.unwrap_or(V1)));
+        }
+        answer
+    }
+}
+
+fn allowed(role: Result<Role, Refused>, request: &Request, kind: Option<&str>) -> Result<(), Failure> {
     if let Err(refused @ Refused::Host) = role {
         return Err(Failure::plain(StatusCode::FORBIDDEN, refused.message()));
     }
@@ -38,7 +53,7 @@ async fn allowed(app: &App, request: &Parts, kind: Option<&str>) -> Result<(), F
         return Err(Failure::plain(StatusCode::NOT_ACCEPTABLE, "HTTP 406 Not Acceptable"));
     }
     let role = role.map_err(|refused| Failure::plain(StatusCode::UNAUTHORIZED, refused.message()))?;
-    let needed = needed(&request.method, request.uri.path(), request.uri.query().unwrap_or_default());
+    let needed = needed(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
     if role < needed {
         let what = format!("this needs the role {needed:?}").to_lowercase();
         return Err(Failure::plain(StatusCode::FORBIDDEN, what));
@@ -72,16 +87,14 @@ fn accepted(headers: &HeaderMap) -> Option<&'static str> {
     for value in headers.get_all(header::ACCEPT) {
         for part in value.to_str().unwrap_or_default().split(',') {
             let mut pieces = part.split(';').map(str::trim);
-            let name = pieces.next().unwrap_or_default().to_ascii_lowercase();
+            let name = pieces.next().unwrap_or_default();
             if name.is_empty() {
                 continue;
             }
             asked = true;
             let weight = pieces.find_map(|piece| piece.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0);
-            let kind = match name.as_str() {
-                "*/*" | "application/*" => Some(V1),
-                name => KNOWN.into_iter().find(|known| *known == name),
-            };
+            let is = |kind: &&str| kind.eq_ignore_ascii_case(name);
+            let kind = KNOWN.into_iter().find(is).or_else(|| ANY.iter().find(|any| is(any)).map(|_| V1));
             if let Some(kind) = kind
                 && weight > 0.0
                 && best.is_none_or(|(so_far, _)| weight > so_far)
@@ -96,8 +109,8 @@ fn accepted(headers: &HeaderMap) -> Option<&'static str> {
 /// Whether a body of this kind is taken: JSON under its names, or no name at all.
 pub(super) fn is_taken(headers: &HeaderMap) -> bool {
     let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
-    let name = kind.to_str().unwrap_or("?").split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    name == "application/octet-stream" || KNOWN.contains(&name.as_str())
+    let name = kind.to_str().unwrap_or("?").split(';').next().unwrap_or_default().trim();
+    name.eq_ignore_ascii_case("application/octet-stream") || KNOWN.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]

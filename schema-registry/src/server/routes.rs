@@ -5,13 +5,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{Method, StatusCode};
-use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 
 use super::answer::{Answer, Failure, ok};
-use super::{App, compatibility, guard, schemas, settings, subjects};
+use super::{App, compatibility, schemas, settings, subjects};
 
 pub(super) fn router(app: Arc<App>) -> Router {
     // Everything may also be asked of a context.
@@ -49,7 +48,6 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/v1/metadata/deployment", get(deployment))
         .fallback(async || Failure::not_found())
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(app.clone(), guard::guard))
         .with_state(app)
 }
 

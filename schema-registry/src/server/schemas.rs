@@ -6,7 +6,7 @@ use axum::extract::State;
 use serde_json::json;
 
 use super::App;
-use super::answer::{Answer, Entity, Failure, bare, ok};
+use super::answer::{Answer, Entity, Failure, bare, ok, whole};
 use super::ask::Ask;
 use crate::content::SchemaType;
 use crate::error::{Code, Refusal};
@@ -58,7 +58,7 @@ pub(super) async fn by_id(State(app): Shared, ask: Ask) -> Answer {
     let text = text(&app, ask.resolved(), &found).await?;
     let mut entity = Entity::new(&found.content, &text, ask.accepts_unknown());
     entity.max_id = ask.flag("fetchMaxId").then(|| app.store.read(|r| r.last_id(found.subject.context())));
-    ok(&entity)
+    whole(&entity)
 }
 
 pub(super) async fn text_by_id(State(app): Shared, ask: Ask) -> Answer {
@@ -100,7 +100,7 @@ pub(super) async fn by_guid(State(app): Shared, ask: Ask) -> Answer {
     };
     let found = app.store.read(|registry| find(registry, &Subject::of(&context, ""), id))?;
     let text = text(&app, ask.resolved(), &found).await?;
-    ok(&Entity::new(&found.content, &text, true))
+    whole(&Entity::new(&found.content, &text, true))
 }
 
 pub(super) async fn ids_of_guid(State(app): Shared, ask: Ask) -> Answer {

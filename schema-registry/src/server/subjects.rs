@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::App;
-use super::answer::{Answer, Entity, Failure, bare, ok};
+use super::answer::{Answer, Entity, Failure, bare, ok, whole};
 use super::ask::Ask;
 use super::schemas::text;
 use super::tags::Changes;
@@ -35,7 +35,7 @@ pub(super) async fn lookup(State(app): Shared, ask: Ask) -> Answer {
     let new: NewSchema = ask.json(&app).await?;
     let found = app.store.lookup(subject, new, normalize, shown).await?;
     let text = text(&app, resolved, &found).await?;
-    ok(&Entity::of(&found, &text, unknown))
+    whole(&Entity::of(&found, &text, unknown))
 }
 
 pub(super) async fn register(State(app): Shared, ask: Ask) -> Answer {
@@ -55,12 +55,12 @@ pub(super) async fn tag(State(app): Shared, ask: Ask) -> Answer {
 async fn registered(app: &App, subject: Subject, new: NewSchema, normalize: bool, unknown: bool) -> Answer {
     let registered = app.store.register_new(subject.clone(), new, normalize).await?;
     if !unknown {
-        return ok(&json!({"id": registered.id, "version": registered.version}));
+        return ok(&registered);
     }
     // Newer clients keep this as the schema: it must be whole.
     let which = Which::Number(registered.version);
     let found = app.store.read(|registry| registry.version(&subject, which, Shown::All))?;
-    ok(&Entity::of(&found, &found.content.text, true))
+    whole(&Entity::of(&found, &found.content.text, true))
 }
 
 pub(super) async fn versions(State(app): Shared, ask: Ask) -> Answer {
@@ -84,7 +84,7 @@ fn found(app: &App, ask: &Ask) -> Result<Found, Failure> {
 pub(super) async fn version(State(app): Shared, ask: Ask) -> Answer {
     let found = found(&app, &ask)?;
     let text = text(&app, ask.resolved(), &found).await?;
-    ok(&Entity::of(&found, &text, ask.accepts_unknown()))
+    whole(&Entity::of(&found, &text, ask.accepts_unknown()))
 }
 
 pub(super) async fn version_text(State(app): Shared, ask: Ask) -> Answer {
@@ -126,5 +126,5 @@ pub(super) async fn by_metadata(State(app): Shared, ask: Ask) -> Answer {
             .ok_or_else(|| Refusal::new(Code::SchemaNotFound, "Schema not found"))
     })?;
     let text = text(&app, ask.resolved(), &found).await?;
-    ok(&Entity::of(&found, &text, ask.accepts_unknown()))
+    whole(&Entity::of(&found, &text, ask.accepts_unknown()))
 }

@@ -84,11 +84,8 @@ impl Inner {
                     }
                 }
             }
-            let of = (subject.clone(), new.clone());
-            let stamp = demand.stamp;
-            let plan = move |registry: &Registry| {
-                let (subject, new) = of;
-                if registry.stamp(&subject) != stamp {
+            let plan = |registry: &Registry| {
+                if registry.stamp(&subject) != demand.stamp {
                     return Ok((None, Vec::new()));
                 }
                 let mode = match (purpose, registry.mode(&subject)) {
