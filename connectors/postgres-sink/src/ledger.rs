@@ -3,8 +3,9 @@
 //! transaction as the rows.
 
 use connector::{Checkpoint, Error, Result, Step};
+use futures_util::future::join;
 use storage::{Epoch, LogId, Offset};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
 use crate::error::failed;
 use crate::settings::Settings;
@@ -39,7 +40,17 @@ pub(crate) struct Ledger {
     log: LogId,
     epoch: Epoch,
     writer: String,
+    /// Prepared, as each step needs them.
+    lock: Statement,
+    advance: Statement,
 }
+
+const LOCK: &str = "SELECT log_id, epoch, writer, next_offset FROM _highwater.checkpoints
+                     WHERE sink = $1 AND source = $2 AND lane = '' FOR UPDATE";
+const ADVANCE: &str = "UPDATE _highwater.checkpoints
+                          SET next_offset = $3, position = coalesce($4, position), committed_at = now(),
+                              event_time = greatest(event_time, timestamptz 'epoch' + $5::bigint * interval '1 microsecond')
+                        WHERE sink = $1 AND source = $2 AND lane = ''";
 
 impl Ledger {
     /// Takes over: fences every lower epoch and refuses another log. The
@@ -51,10 +62,12 @@ impl Ledger {
         epoch: Epoch,
         writer: &str,
     ) -> Result<(Self, Option<Checkpoint>)> {
-        let ledger =
-            Self { sink: settings.sink.clone(), source: settings.source.clone(), log, epoch, writer: writer.into() };
         create(client).await?;
-        let attempt = || format!("could not take over the checkpoint of sink {:?}", ledger.sink);
+        let attempt = || format!("could not take over the checkpoint of sink {:?}", settings.sink);
+        let lock = client.prepare(LOCK).await.map_err(|error| failed(error, attempt()))?;
+        let advance = client.prepare(ADVANCE).await.map_err(|error| failed(error, attempt()))?;
+        let (sink, source, writer) = (settings.sink.clone(), settings.source.clone(), writer.into());
+        let ledger = Self { sink, source, log, epoch, writer, lock, advance };
         if !ledger.free(client).await? {
             let sql =
                 "INSERT INTO _highwater.checkpoints (sink, source, log_id, epoch, writer) VALUES ($1, $2, $3, 0, $4)
@@ -99,9 +112,7 @@ impl Ledger {
     }
 
     async fn lock(&self, client: &impl tokio_postgres::GenericClient) -> Result<Held> {
-        let sql = "SELECT log_id, epoch, writer, next_offset FROM _highwater.checkpoints
-                    WHERE sink = $1 AND source = $2 AND lane = '' FOR UPDATE";
-        let row = client.query_opt(sql, &[&self.sink, &self.source]).await;
+        let row = client.query_opt(&self.lock, &[&self.sink, &self.source]).await;
         let row =
             row.map_err(|error| failed(error, format!("could not lock the checkpoint of sink {:?}", self.sink)))?;
         let row = row.ok_or_else(|| {
@@ -137,21 +148,16 @@ impl Ledger {
 
     /// Begins the transaction of a step: locks the row and compares.
     pub(crate) async fn begin(&self, client: &Client) -> Result<Option<Offset>> {
-        let begun = client.batch_execute("BEGIN").await;
+        // Sent together: without its BEGIN the lock would be gone at once, and nothing done.
+        let (begun, held) = join(client.batch_execute("BEGIN"), self.lock(client)).await;
         begun.map_err(|error| failed(error, "could not begin a transaction"))?;
-        let held = self.lock(client).await?;
+        let held = held?;
         self.belongs(&held)?;
         Ok(held.next.map(|next| Offset(next as u64)))
     }
 
-    /// Moves the checkpoint on, within the step's transaction.
-    pub(crate) async fn advance(
-        &self,
-        client: &Client,
-        from: Option<Offset>,
-        step: &Step,
-        position: Option<String>,
-    ) -> Result<()> {
+    /// Whether a step begins where the checkpoint was locked.
+    pub(crate) fn goes_on(&self, from: Option<Offset>, step: &Step) -> Result<()> {
         let range = step.range();
         if from.is_some_and(|from| from != range.start) {
             return Err(Error::retry(format!(
@@ -161,14 +167,15 @@ impl Ledger {
                 range.start
             )));
         }
+        Ok(())
+    }
+
+    /// Moves the checkpoint on, within the step's transaction.
+    pub(crate) async fn advance(&self, client: &Client, step: &Step, position: Option<String>) -> Result<()> {
         // Nothing has a time before the first event: the watermark stays.
         let time = (step.event_time.0 > 0).then_some(step.event_time.0);
-        let sql = "UPDATE _highwater.checkpoints
-                      SET next_offset = $3, position = coalesce($4, position), committed_at = now(),
-                          event_time = greatest(event_time, timestamptz 'epoch' + $5::bigint * interval '1 microsecond')
-                    WHERE sink = $1 AND source = $2 AND lane = ''";
-        let next = range.end.0 as i64;
-        let moved = client.execute(sql, &[&self.sink, &self.source, &next, &position, &time]).await;
+        let next = step.range().end.0 as i64;
+        let moved = client.execute(&self.advance, &[&self.sink, &self.source, &next, &position, &time]).await;
         moved.map_err(|error| failed(error, "could not move the checkpoint"))?;
         Ok(())
     }

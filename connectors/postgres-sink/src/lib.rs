@@ -1,7 +1,7 @@
 //! The warehouse sink: tables of another PostgreSQL, in step with the source.
 //!
 //! ```text
-//!  stage   rows ─ Fold ─► last image a key, in memory
+//!  stage   rows ─ Fold ─► last image a key, in memory; many go ahead into the step's transaction
 //!  commit  BEGIN, lock the checkpoint ─► tables altered ─► COPY, merge ─► checkpoint, COMMIT
 //! ```
 //!
@@ -22,6 +22,7 @@ mod generation;
 mod history;
 mod lane;
 mod ledger;
+mod line;
 mod merge;
 mod plan;
 mod session;
@@ -33,6 +34,7 @@ mod table;
 mod text;
 mod types;
 mod wire;
+mod work;
 
 pub use check::{Finding, check};
 pub use compared::{ComparedTable, checkpoint, compared, connect};
