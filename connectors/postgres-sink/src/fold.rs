@@ -21,6 +21,8 @@ pub(crate) enum Image {
     Gone,
     /// All columns are known.
     Whole(Range<usize>),
+    /// Likewise, and as far as this fold knows the warehouse has no row of this key.
+    New(Range<usize>),
     /// The warehouse's row of this key, or of another, with these columns set.
     Patch { row: Range<usize>, origin: Option<Box<[u8]>> },
 }
@@ -35,6 +37,8 @@ pub(crate) struct Fold {
     pub(crate) rows: Vec<u8>,
     /// By the key's fields.
     pub(crate) images: IndexMap<Box<[u8]>, Image>,
+    /// How many of them are new.
+    new: usize,
     /// Of a table without a key: how many came, by the row's fields.
     pub(crate) bag: IndexMap<Box<[u8]>, i64>,
     /// Likewise, of rows that a reading of the table brought.
@@ -60,6 +64,7 @@ impl Fold {
             emptied: false,
             rows: Vec::new(),
             images: IndexMap::new(),
+            new: 0,
             bag: IndexMap::new(),
             read: IndexMap::new(),
             refused: None,
@@ -79,11 +84,17 @@ impl Fold {
         !self.emptied && self.images.is_empty() && self.bag.is_empty() && self.read.is_empty()
     }
 
+    /// Whether hardly any of its rows is likely to be changed by what comes next.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.new >= self.images.len() / 4 * 3
+    }
+
     /// Takes a change.
     pub(crate) fn change(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         if change.op == Op::Truncate {
             self.emptied = true;
             self.images.clear();
+            self.new = 0;
             self.bag.clear();
             self.read.clear();
             self.rows.clear();
@@ -116,6 +127,11 @@ impl Fold {
                 };
                 let from: &[u8] = if moved { &old } else { &key };
                 let image = if change.has_absent() { self.over(from, row, moved) } else { Image::Whole(row) };
+                let image = match (image, self.images.get(&key[..])) {
+                    (Image::Whole(row), Some(Image::New(_))) if !moved => Image::New(row),
+                    (Image::Whole(row), None) if change.op != Op::Update => Image::New(row),
+                    (image, _) => image,
+                };
                 if moved {
                     self.set(&old, Image::Gone);
                 }
@@ -131,7 +147,9 @@ impl Fold {
     /// A row that is not whole, over what its former key has come to.
     fn over(&mut self, from: &[u8], row: Range<usize>, moved: bool) -> Image {
         match self.images.get(from).cloned() {
-            Some(Image::Whole(under)) => Image::Whole(self.plan.overlay(&mut self.rows, under, row)),
+            Some(Image::Whole(under) | Image::New(under)) => {
+                Image::Whole(self.plan.overlay(&mut self.rows, under, row))
+            }
             Some(Image::Patch { row: under, origin }) => {
                 let row = self.plan.overlay(&mut self.rows, under, row);
                 if self.plan.is_whole(&self.rows[row.clone()]) {
@@ -150,8 +168,12 @@ impl Fold {
     }
 
     fn set(&mut self, key: &[u8], image: Image) {
+        self.new += usize::from(matches!(image, Image::New(_)));
         match self.images.get_mut(key) {
-            Some(old) => *old = image,
+            Some(old) => {
+                self.new -= usize::from(matches!(old, Image::New(_)));
+                *old = image;
+            }
             None => {
                 self.keys += key.len();
                 self.images.insert(key.into(), image);

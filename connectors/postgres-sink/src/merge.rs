@@ -3,13 +3,14 @@
 //! Large ones go by COPY into a temporary table of the session and from there
 //! by one statement a kind of change. The order matters: rows whose key changed
 //! first fetch what was not sent from where they were, then what is gone goes,
-//! then what is whole is put, then what is known is set. So rows may change
+//! then what is new is added, what is whole is put, what is known is set. So rows may change
 //! places in one step, and no unique key is ever in the way.
 
 use std::collections::{HashMap, HashSet};
 
 use bytes::BufMut;
 use connector::{Error, Result};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
 use crate::copy::Copy;
@@ -30,6 +31,7 @@ const PATCH: i16 = 2;
 const MOVED: i16 = 3;
 /// Moved, and what was not sent is fetched.
 const FETCHED: i16 = 4;
+const NEW: i16 = 5;
 
 /// What a session has made: temporary tables and prepared statements.
 #[derive(Default)]
@@ -37,6 +39,8 @@ pub(crate) struct Made {
     staging: HashSet<String>,
     /// Temporary tables that hold rows of this transaction.
     used: HashSet<String>,
+    /// Tables by stream: whether rows that are new to us are new there.
+    news: HashMap<String, bool>,
     pub(crate) statements: HashMap<(u32, Vec<u8>), Statement>,
 }
 
@@ -44,6 +48,7 @@ impl Made {
     /// A table was altered: statements name what it had.
     pub(crate) fn forget(&mut self) {
         self.statements.clear();
+        self.news.clear();
     }
 
     /// A transaction begins: temporary tables are empty.
@@ -169,9 +174,10 @@ impl<'a> Merge<'a> {
             let sql = format!("DELETE FROM {table} t USING {stage} s WHERE s._op = {GONE} AND {}", self.same_key("c"));
             run(client, self.mirror, &sql).await?;
         }
-        if found.whole || found.moved {
-            let values: Vec<String> = (0..self.names.len()).map(|i| self.value(i, &format!("s.c{i}"))).collect();
-            let source = format!("SELECT {} FROM {stage} s WHERE s._op IN ({WHOLE}, {FETCHED})", values.join(", "));
+        let added = found.new && self.add(client, made, &stage).await?;
+        if found.whole || found.moved || (found.new && !added) {
+            let new = if added { String::new() } else { format!(", {NEW}") };
+            let source = self.select(&stage, &format!("{WHOLE}, {FETCHED}{new}"));
             run(client, self.mirror, &self.upsert(&source)).await?;
         }
         if found.patch {
@@ -202,6 +208,51 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
+    /// Staged rows of some kinds as the table has them.
+    fn select(&self, stage: &str, kinds: &str) -> String {
+        let values: Vec<String> = (0..self.names.len()).map(|i| self.value(i, &format!("s.c{i}"))).collect();
+        format!("SELECT {} FROM {stage} s WHERE s._op IN ({kinds})", values.join(", "))
+    }
+
+    /// Adds rows that are new, for three quarters of what ON CONFLICT costs. False
+    /// if one is not, as where a table is read again, or if nothing would refuse
+    /// it: then they are put like others, from now on at once.
+    async fn add(&self, client: &Client, made: &mut Made, stage: &str) -> Result<bool> {
+        let stream = &self.mirror.stream;
+        let known = match made.news.get(stream) {
+            Some(known) => *known,
+            None => self.is_unique(client).await?,
+        };
+        made.news.insert(stream.clone(), known);
+        if !known {
+            return Ok(false);
+        }
+        let (table, names) = (self.mirror.quoted(), self.names.join(", "));
+        let insert = format!("INSERT INTO {table} ({names}) {}", self.select(stage, &NEW.to_string()));
+        let added = client.batch_execute(&format!("SAVEPOINT _hw_add; {insert}; RELEASE _hw_add")).await;
+        match added {
+            Ok(()) => Ok(true),
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+                made.news.insert(stream.clone(), false);
+                run(client, self.mirror, "ROLLBACK TO _hw_add; RELEASE _hw_add").await?;
+                Ok(false)
+            }
+            Err(error) => Err(failed(error, format!("could not merge into {table}"))),
+        }
+    }
+
+    /// Whether the server refuses a second row of a key.
+    async fn is_unique(&self, client: &Client) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM pg_index i
+                     WHERE i.indrelid = $1::text::regclass AND i.indisunique AND i.indimmediate AND i.indisvalid
+                       AND i.indpred IS NULL AND i.indexprs IS NULL
+                       AND (SELECT array_agg(a.attname::text ORDER BY a.attname::text COLLATE \"C\") FROM pg_attribute a
+                             WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
+                         = (SELECT array_agg(name ORDER BY name COLLATE \"C\") FROM unnest($2::text[]) AS name))";
+        let row = client.query_one(sql, &[&self.mirror.quoted(), &self.mirror.key]).await;
+        Ok(row.map_err(|error| failed(error, format!("could not look at {}", self.mirror.quoted())))?.get(0))
+    }
+
     fn staging_columns(&self) -> Vec<String> {
         let mut columns = vec!["_op smallint".to_owned(), "_known bytea".to_owned()];
         for &i in &self.plan.shape.table.key {
@@ -226,6 +277,7 @@ impl<'a> Merge<'a> {
             let (op, row, origin) = match image {
                 Image::Gone => (GONE, None, None),
                 Image::Whole(row) => (WHOLE, Some(&fold.rows[row.clone()]), None),
+                Image::New(row) => (NEW, Some(&fold.rows[row.clone()]), None),
                 Image::Patch { row, origin: None } => (PATCH, Some(&fold.rows[row.clone()]), None),
                 Image::Patch { row, origin: Some(origin) } => (MOVED, Some(&fold.rows[row.clone()]), Some(origin)),
             };
@@ -233,7 +285,7 @@ impl<'a> Merge<'a> {
             out.put_i32(2);
             out.put_i16(op);
             match row {
-                Some(row) if op != WHOLE => {
+                Some(row) if !matches!(op, WHOLE | NEW) => {
                     let known = self.plan.known(row);
                     out.put_i32(known.len() as i32);
                     out.put_slice(&known);
@@ -245,7 +297,7 @@ impl<'a> Merge<'a> {
                 None => key.iter().for_each(|_| out.put_i32(wire::NULL)),
             }
             match row {
-                Some(row) if op == WHOLE => out.put_slice(row),
+                Some(row) if matches!(op, WHOLE | NEW) => out.put_slice(row),
                 Some(mut row) => {
                     for _ in 0..width {
                         let (length, value) = wire::next(&mut row).unwrap_or((wire::NULL, &[]));
@@ -275,6 +327,7 @@ impl<'a> Merge<'a> {
 struct Found {
     gone: bool,
     whole: bool,
+    new: bool,
     patch: bool,
     moved: bool,
 }
@@ -284,6 +337,7 @@ impl Found {
         match op {
             GONE => self.gone = true,
             WHOLE => self.whole = true,
+            NEW => self.new = true,
             PATCH => self.patch = true,
             _ => self.moved = true,
         }

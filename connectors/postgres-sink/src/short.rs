@@ -19,7 +19,7 @@ pub(crate) async fn apply(client: &Client, made: &mut Made, merge: &Merge<'_>, f
     for (key, image) in &fold.images {
         match image {
             Image::Gone => gone.push((statement(client, made, merge, Kind::Gone, &[]).await?, fields(key))),
-            Image::Whole(row) => {
+            Image::Whole(row) | Image::New(row) => {
                 let row = &fold.rows[row.clone()];
                 put.push((statement(client, made, merge, Kind::Whole, &[]).await?, fields(row)));
             }

@@ -99,14 +99,14 @@ impl Sink for PostgresSink {
         let grown = match settings.mode {
             WarehouseMode::History => {
                 let appended = open.appended(&plan);
-                make_room(&mut appended.rows, settings.cut_bytes / 2);
+                make_room(&mut appended.rows, settings.cut_bytes);
                 let before = appended.rows.len();
                 appended.run(&run, settings.position).map_err(|error| unreadable(shape, error))?;
                 appended.rows.len() - before
             }
             WarehouseMode::Mirror => {
                 let fold = open.fold(&plan);
-                make_room(&mut fold.rows, settings.cut_bytes / 2);
+                make_room(&mut fold.rows, settings.cut_bytes);
                 let before = fold.bytes();
                 for change in run.changes() {
                     change.and_then(|change| fold.change(&change)).map_err(|error| unreadable(shape, error))?;
@@ -119,7 +119,7 @@ impl Sink for PostgresSink {
         };
         open.staged += grown;
         open.held += grown;
-        open.write_ahead(settings.cut_bytes / 2).await
+        open.write_ahead(settings.cut_bytes).await
     }
 
     async fn stage_mark(&mut self, shape: &Arc<Shape>, mark: &Mark, offset: Offset) -> Result<()> {
@@ -230,14 +230,14 @@ impl Open {
 
     /// What waits goes into the step's own transaction, unseen until that is
     /// committed, while the step gathers on: so that the server works as we do,
-    /// and a transaction of any size fits into `most` that wait and as much that
-    /// is on its way.
+    /// and a transaction of any size fits into `most` bytes.
     async fn write_ahead(&mut self, most: usize) -> Result<()> {
-        let full = self.held >= most;
-        if !full && (self.held < PIECE || !self.line.is_free()) {
+        if self.held < PIECE.min(most / 2) {
             return Ok(());
         }
-        if !full && self.line.here().await?.alters(&self.waiting) {
+        let free = self.line.is_free();
+        let full = self.held >= if free { most } else { most / 2 };
+        if !full && (!free || self.line.here().await?.can_wait(&self.waiting)) {
             return Ok(());
         }
         self.held = 0;

@@ -62,13 +62,16 @@ impl Work {
         Self { client, ledger, mirrors, made: Made::default(), begun: None, settings }
     }
 
-    /// Whether writing it alters a table that is there, which nobody can read
-    /// from then until the commit.
-    pub(crate) fn alters(&self, waiting: &Waiting) -> bool {
+    /// Whether it had better wait: rows that are changed again soon are written
+    /// once then; and nobody can read a table from its being altered until the commit.
+    pub(crate) fn can_wait(&self, waiting: &Waiting) -> bool {
         waiting.iter().any(|(stream, pieces)| {
             let there = self.mirrors.get(stream);
-            let mut plans = pieces.iter().filter_map(Piece::plan);
-            there.is_some_and(|mirror| plans.any(|plan| !self.fits(mirror, plan)))
+            pieces.iter().any(|piece| {
+                let alters = |plan| there.is_some_and(|mirror| !self.fits(mirror, plan));
+                let unsettled = matches!(piece, Piece::Rows(fold) if !fold.is_settled());
+                unsettled || piece.plan().is_some_and(alters)
+            })
         })
     }
 

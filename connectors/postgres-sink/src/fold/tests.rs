@@ -102,6 +102,7 @@ fn shown(fold: &Fold, id: i64) -> String {
         None => "-".into(),
         Some(Image::Gone) => "gone".into(),
         Some(Image::Whole(row)) => columns(row),
+        Some(Image::New(row)) => format!("new {}", columns(row)),
         Some(Image::Patch { row, origin: None }) => format!("patch {}", columns(row)),
         Some(Image::Patch { row, origin: Some(origin) }) => {
             format!("patch of {} {}", i64::from_be_bytes(origin[4..].try_into().unwrap()), columns(row))
@@ -122,7 +123,7 @@ fn the_last_image_of_a_key_counts() {
         w.row(Op::Update, None, 4, "whole", Some("y"));
     });
     let images: Vec<_> = (1..=5).map(|id| shown(&fold, id)).collect();
-    assert_eq!(images, ["two,x", "gone", "patch patched,?", "whole,y", "-"]);
+    assert_eq!(images, ["new two,x", "gone", "patch patched,?", "whole,y", "-"]);
 }
 
 #[test]
@@ -147,6 +148,26 @@ fn a_row_keeps_what_was_not_sent_when_its_key_changes() {
 }
 
 #[test]
+fn new_is_only_what_the_warehouse_cannot_have() {
+    let fold = fold(true, |w| {
+        w.row(Op::Insert, None, 1, "inserted", Some("x"));
+        w.row(Op::Update, None, 1, "changed", Some("x"));
+        w.row(Op::Read, None, 2, "read", Some("x"));
+        // These are there, or may be.
+        w.row(Op::Update, None, 3, "changed", Some("x"));
+        w.row(Op::Delete, None, 4, "", None);
+        w.row(Op::Insert, None, 4, "again", Some("x"));
+        w.row(Op::Insert, None, 5, "inserted", Some("x"));
+        w.row(Op::Update, Some(5), 6, "moved", Some("x"));
+        w.row(Op::Insert, None, 5, "in its place", Some("x"));
+    });
+    let images: Vec<_> = (1..=6).map(|id| shown(&fold, id)).collect();
+    let expected = ["new changed,x", "new read,x", "changed,x", "again,x", "in its place,x", "moved,x"];
+    assert_eq!(images, expected);
+    assert!(!fold.is_settled());
+}
+
+#[test]
 fn behind_a_truncate_there_is_nothing_to_patch() {
     let fold = fold(true, |w| {
         w.row(Op::Insert, None, 1, "one", Some("x"));
@@ -156,7 +177,7 @@ fn behind_a_truncate_there_is_nothing_to_patch() {
         w.row(Op::Update, None, 3, "never", None);
     });
     assert!(fold.emptied);
-    assert_eq!([1, 2, 3].map(|id| shown(&fold, id)), ["-", "two,y", "gone"]);
+    assert_eq!([1, 2, 3].map(|id| shown(&fold, id)), ["-", "new two,y", "gone"]);
 }
 
 #[test]
