@@ -75,11 +75,15 @@ fn write(bench: &Bench, rows: u64, steps: u64, exactly: bool) -> Result<f64> {
     bench.server.sql(DATABASE, "TRUNCATE orders")?;
     bench.server.sql(DATABASE, "CHECKPOINT")?;
     let sets = COLUMNS.map(|name| format!("{name} = excluded.{name}")).join(", ");
-    let (lock, advance) = if exactly { (LOCK, ADVANCE) } else { ("", "") };
+    // Each in one trip with its neighbour, as the sink sends them.
+    let together = |statements: [&str; 2]| format!("\\startpipeline\n{}\n\\endpipeline", statements.concat());
+    let (begin, commit) = match exactly {
+        true => (together(["BEGIN;", LOCK]), together([ADVANCE, "\nCOMMIT;"])),
+        false => ("BEGIN;".to_owned(), "COMMIT;".to_owned()),
+    };
     // A statement a line, as pgbench reads them.
     let script = format!(
-        "\\set n :n + 1\nBEGIN;{}\nINSERT INTO orders SELECT r.* FROM generate_series(:n::bigint * :rows + 1, (:n::bigint + 1) * :rows) i, order_row(i) r ON CONFLICT (id) DO UPDATE SET {sets};{}\nCOMMIT;\n",
-        lock, advance
+        "\\set n :n + 1\n{begin}\nINSERT INTO orders SELECT r.* FROM generate_series(:n::bigint * :rows + 1, (:n::bigint + 1) * :rows) i, order_row(i) r ON CONFLICT (id) DO UPDATE SET {sets};\n{commit}\n"
     );
     let path = bench.folder.join("exactly.sql");
     std::fs::write(&path, script)?;

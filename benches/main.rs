@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         ["all", programs, ref rest @ ..] => all(Path::new(programs), rest),
         ["null-drain", port, database, slot, until] => null_drain(port, database, slot, until),
         ["bare-route", port, file] => bare_route(port, file),
+        ["bare-sync", port, file] => bare_sync(port, file),
         ["encode", who, file, times] => encode_file(who, file, times),
         _ => Err("usage: benches/run [--quick] [FIGURE…]".into()),
     };
@@ -84,6 +85,10 @@ fn null_drain(port: &str, database: &str, slot: &str, until: &str) -> Result<()>
 
 fn bare_route(port: &str, file: &str) -> Result<()> {
     baselines::bare_route::serve(port.parse()?, std::fs::read(file)?)
+}
+
+fn bare_sync(port: &str, file: &str) -> Result<()> {
+    baselines::bare_sync::serve(port.parse()?, Path::new(file))
 }
 
 fn encode_file(who: &str, file: &str, times: &str) -> Result<()> {
@@ -203,7 +208,7 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
     if wants(&["V1"]) {
         figures.push(verify::verify(bench)?);
     }
-    if wants(&["R1", "R2", "R3", "R3b", "R4"]) {
+    if wants(&["R1", "R2", "R2s", "R3", "R3b", "R4"]) {
         figures.extend(registry::registry(bench, wants)?);
     }
     if let Some((calm, idle)) = bench.idle {

@@ -67,7 +67,7 @@ impl Drop for Registry {
     }
 }
 
-/// A route that knows one answer; it ends with this.
+/// A route that knows one answer, or syncs what it is sent; it ends with this.
 struct Bare {
     port: u16,
     child: Child,
@@ -75,10 +75,15 @@ struct Bare {
 
 impl Bare {
     fn start(folder: &Path, body: &[u8]) -> Result<Self> {
-        let (port, file) = (free_port()?, folder.join("answer"));
+        let file = folder.join("answer");
         std::fs::write(&file, body)?;
+        Self::of("bare-route", &file)
+    }
+
+    fn of(kind: &str, file: &Path) -> Result<Self> {
+        let port = free_port()?;
         let mut command = Command::new(std::env::current_exe()?);
-        let child = command.args(["bare-route", &port.to_string()]).arg(file).stdin(Stdio::null()).spawn()?;
+        let child = command.args([kind, &port.to_string()]).arg(file).stdin(Stdio::null()).spawn()?;
         let this = Self { port, child };
         let deadline = Instant::now() + Duration::from_secs(10);
         while Client::connect(port).is_err() && Instant::now() < deadline {
@@ -132,8 +137,8 @@ pub(crate) fn registry(bench: &Bench, wants: &impl Fn(&[&str]) -> bool) -> Resul
     if wants(&["R1"]) {
         figures.push(lookup(bench)?);
     }
-    if wants(&["R2"]) {
-        figures.push(register(bench)?);
+    if wants(&["R2", "R2s"]) {
+        figures.extend(register(bench)?);
     }
     if wants(&["R3", "R3b"]) {
         figures.extend(many(bench)?);
@@ -204,49 +209,64 @@ fn lookup(bench: &Bench) -> Result<Figure> {
     Ok(figure.note(format!("{:.0} a second by {CLIENTS} clients", quantile(&mut rates, 0.5))))
 }
 
-/// R2.
-fn register(bench: &Bench) -> Result<Figure> {
-    let registry = Registry::new(bench, "register")?;
-    let time = Duration::from_millis(if bench.quick { 1_000 } else { 4_000 });
-    let (mut rounds, mut rates, mut syncs) = (Vec::new(), Vec::new(), Vec::new());
-    let next = AtomicU64::new(1);
+/// New schemas by all clients, each under a subject of its own; a second.
+fn registrations(port: u16, time: Duration, next: &AtomicU64) -> Result<f64> {
     // A client whose own work is small: it shares the processors.
     let template = body(&schema(0, 12));
     let (head, tail) = template.split_once("Table0").ok_or("a schema has its name")?;
+    let stop = AtomicBool::new(false);
+    let (first, started) = (next.load(Ordering::Relaxed), Instant::now());
+    std::thread::scope(|scope| -> Result<()> {
+        let one = || -> Result<(), String> {
+            let mut client = Client::connect(port).map_err(|error| error.to_string())?;
+            while !stop.load(Ordering::Relaxed) {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let text = format!("{head}Table{n}{tail}");
+                let asked = request("POST", &format!("/subjects/t{n}/versions"), &text);
+                let (status, answer) = client.send(&asked).map_err(|error| error.to_string())?;
+                if status != 200 || !answer.starts_with(b"{\"id\":") {
+                    return Err(format!("{status} {}", String::from_utf8_lossy(answer)));
+                }
+            }
+            Ok(())
+        };
+        let all: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(one)).collect();
+        std::thread::sleep(time);
+        stop.store(true, Ordering::Relaxed);
+        for one in all {
+            one.join().map_err(|_| "a client panicked")??;
+        }
+        Ok(())
+    })?;
+    Ok((next.load(Ordering::Relaxed) - first) as f64 / started.elapsed().as_secs_f64())
+}
+
+/// R2: the same clients with the same bodies, against a route that syncs each;
+/// R2s: against a sync alone, without anything else to do for the processors.
+fn register(bench: &Bench) -> Result<[Figure; 2]> {
+    let registry = Registry::new(bench, "register")?;
+    let bare = Bare::of("bare-sync", &registry.folder.join("synced"))?;
+    let time = Duration::from_millis(if bench.quick { 1_000 } else { 4_000 });
+    let (mut rounds, mut alone, mut rates, mut syncs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (next, others) = (AtomicU64::new(1), AtomicU64::new(1));
     for round in 0..bench.rounds {
         let calm = Calm::look(round);
         let mut took = fdatasync(&bench.folder, 200)?;
-        let stop = AtomicBool::new(false);
-        let first = next.load(Ordering::Relaxed);
-        let started = Instant::now();
-        std::thread::scope(|scope| -> Result<()> {
-            let one = || -> Result<(), String> {
-                let mut client = registry.client().map_err(|error| error.to_string())?;
-                while !stop.load(Ordering::Relaxed) {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    let text = format!("{head}Table{n}{tail}");
-                    let asked = request("POST", &format!("/subjects/t{n}/versions"), &text);
-                    let (status, answer) = client.send(&asked).map_err(|error| error.to_string())?;
-                    if status != 200 || !answer.starts_with(b"{\"id\":") {
-                        return Err(format!("{status} {}", String::from_utf8_lossy(answer)));
-                    }
-                }
-                Ok(())
-            };
-            let all: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(one)).collect();
-            std::thread::sleep(time);
-            stop.store(true, Ordering::Relaxed);
-            for one in all {
-                one.join().map_err(|_| "a client panicked")??;
+        let ours = || registrations(registry.port, time, &next);
+        let theirs = || registrations(bare.port, time / 2, &others);
+        let (rate, each) = match round % 2 {
+            0 => (ours()?, theirs()?),
+            _ => {
+                let each = theirs()?;
+                (ours()?, each)
             }
-            Ok(())
-        })?;
-        let rate = (next.load(Ordering::Relaxed) - first) as f64 / started.elapsed().as_secs_f64();
+        };
         took.extend(fdatasync(&bench.folder, 200)?);
         // A mean, as the rate is one.
         let sync = took.iter().sum::<f64>() / took.len() as f64;
-        eprintln!("    {rate:.0} a second, a sync of {sync:.3} ms");
-        rounds.push((calm, rate * sync / 1e3));
+        eprintln!("    {rate:.0} a second, {each:.0} with a sync each, a sync alone of {sync:.3} ms");
+        rounds.push((calm, rate / each));
+        alone.push((calm, rate * sync / 1e3));
         rates.push(rate);
         syncs.push(sync);
     }
@@ -258,11 +278,14 @@ fn register(bench: &Bench) -> Result<Figure> {
     let mut client = registry.client()?;
     let subjects = client.ask("GET", "/subjects", "")?.as_array().map_or(0, Vec::len);
     let greatest = client.ask("GET", "/schemas/ids/1?fetchMaxId=true", "")?["maxId"].as_u64();
-    let what = "new schemas registered by 8 clients, against one sync each";
-    let figure = Figure::of("R2", what, "x", (">=", 4.0), &rounds);
-    let figure = figure.verified(subjects as u64 == total && greatest == Some(total));
+    let right = subjects as u64 == total && greatest == Some(total);
     let (rate, sync) = (quantile(&mut rates, 0.5), quantile(&mut syncs, 0.5));
-    Ok(figure.note(format!("{rate:.0} a second, 4 KiB synced in {sync:.2} ms; read back after a kill")))
+    let what = "new schemas registered by 8 clients, against a route that syncs each";
+    let figure = Figure::of("R2", what, "x", (">=", 4.0), &rounds).verified(right);
+    let figure = figure.note(format!("{rate:.0} a second; read back after a kill"));
+    let what = "the same, against as many syncs of 4 KiB with nothing between";
+    let alone = Figure::of("R2s", what, "x", (">=", 4.0), &alone).verified(right);
+    Ok([figure, alone.note(format!("4 KiB synced in {sync:.2} ms"))])
 }
 
 /// R3 and R3b.

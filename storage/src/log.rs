@@ -298,6 +298,7 @@ impl<F: Files> Log<F> {
             length,
             forgotten: length,
             index,
+            joined: Vec::new(),
             inside: false,
             waiting: Default::default(),
             unsynced: 0,

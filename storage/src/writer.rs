@@ -31,6 +31,8 @@ use crate::state::encode_changes;
 const GROUP_BYTES: usize = 2 << 20;
 /// Memory is given back in pieces of this size, which is one of pages.
 pub(crate) const FORGOTTEN: u64 = 1 << 20;
+/// Copying so much costs less than a second call.
+const SMALL: usize = 16 << 10;
 const LINGER: Duration = Duration::from_millis(5);
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -71,6 +73,8 @@ pub(crate) struct Writer<F: Files> {
     /// Of the file, what memory need not hold.
     pub(crate) forgotten: u64,
     pub(crate) index: Index,
+    /// Head and payload of a small frame.
+    pub(crate) joined: Vec<u8>,
     pub(crate) synced: u64,
     pub(crate) inside: bool,
     pub(crate) waiting: VecDeque<Waiting>,
@@ -302,10 +306,15 @@ impl<F: Files> Writer<F> {
     fn write(&mut self, head: &[u8], payload: &[u8]) -> Result<()> {
         let mut pause = Duration::from_millis(5);
         loop {
-            let written = self
-                .file
-                .write_at(head, self.length)
-                .and_then(|()| self.file.write_at(payload, self.length + head.len() as u64));
+            let written = if payload.len() <= SMALL {
+                self.joined.clear();
+                self.joined.extend_from_slice(head);
+                self.joined.extend_from_slice(payload);
+                self.file.write_at(&self.joined, self.length)
+            } else {
+                let behind = self.length + head.len() as u64;
+                self.file.write_at(head, self.length).and_then(|()| self.file.write_at(payload, behind))
+            };
             let Err(error) = written else {
                 self.shared.disk_full.store(false, Ordering::Relaxed);
                 return Ok(());
