@@ -4,7 +4,8 @@
 //! it got its name. It is read whole. Below the greatest `synced` that any of
 //! its frames tells, a bad frame is corruption and nothing is touched. Above,
 //! the first bad frame and everything after is a torn tail, cut back to the
-//! last whole transaction; nobody has seen it.
+//! last whole transaction; nobody has seen it. A transaction that has no end and
+//! reaches below is ended by an abort instead.
 //!
 //! What is kept above `synced` may come from the page cache of a failed sync,
 //! whose pages are clean and not on the disk: it is written once more over
@@ -19,7 +20,8 @@
 //!   acknowledged, for then its sync would not have failed. That a write spoils
 //!   nothing outside its own bytes is taken for granted by every append, too.
 //! - Power fails after the cut and before its sync: the old tail is back, or a
-//!   part of it, and is cut again. Nothing is written behind the cut before it
+//!   part of it, and is cut again: none of it was said to be durable, so that no
+//!   part of it proves another. Nothing is written behind the cut before it
 //!   is durable: else a frame of the old tail, whose `synced` tells of frames
 //!   that were cut, could stand behind a torn one of the new, and be taken for
 //!   proof of corruption.
@@ -32,8 +34,8 @@ use crate::batch::StateChange;
 use crate::error::{Error, Result};
 use crate::files::{Files, LogFile, SyncPoint, segment_bases, segment_path};
 use crate::index::{Index, Sealed};
-use crate::newtypes::{LogId, Micros, Position};
-use crate::segment::{Bad, FrameKind, Header, Scanner, VERSION};
+use crate::newtypes::{Epoch, LogId, Micros, Position};
+use crate::segment::{Bad, FrameKind, Header, Scanner, VERSION, crc};
 use crate::state::{State, decode_changes};
 
 /// Where a log stands at a transaction's end.
@@ -90,8 +92,6 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
     let file = files.open_to_write(&path).map_err(|error| Error::io("open", &path, error))?;
     let mut walk = Walk::new(Scanner::open(file.clone(), &path)?, newest)?;
     let stop = walk.finish()?;
-    let length = walk.kept_at;
-    let mut recovery = Recovery { cut_bytes: walk.scanner.length - length, kept_bytes: 0 };
     if let Bad::Frame(what) = stop {
         let behind = walk.scanner.headers_behind(walk.scanner.at)?;
         let synced = behind.iter().map(|(_, header)| header.synced).max().unwrap_or(0).max(walk.synced);
@@ -99,6 +99,11 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
             return Err(walk.corrupt(what));
         }
     }
+    if walk.synced > walk.kept.sequence {
+        return abort(walk, file, bases).map(Some);
+    }
+    let length = walk.kept_at;
+    let mut recovery = Recovery { cut_bytes: walk.scanner.length - length, kept_bytes: 0 };
     let unsynced = walk.unsynced.front().map_or(length, |&(_, at)| at).min(length);
     if unsynced < length || recovery.cut_bytes > 0 {
         recovery.kept_bytes = length - unsynced;
@@ -108,6 +113,43 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
     }
     let Walk { kept, state, index, .. } = walk;
     Ok(Some(Found { standing: kept, state, bases, file, length, index, recovery }))
+}
+
+/// Ends a transaction under way of which frames are known to be durable. They
+/// are not cut off: if the power fails meanwhile, the first of them may be gone
+/// and a later one there that says of it that it was durable, as damage looks.
+fn abort<F: Files>(mut walk: Walk<F::File>, file: F::File, bases: Vec<u64>) -> Result<Found<F>> {
+    let (at, path) = (walk.scanner.at, walk.scanner.path.clone());
+    let cut_bytes = walk.scanner.length - at;
+    let unsynced = walk.unsynced.front().map_or(at, |&(_, at)| at);
+    let recovery = Recovery { cut_bytes, kept_bytes: at - unsynced };
+    write_again(&mut walk.scanner, unsynced, at)?;
+    let mut header = Header {
+        kind: FrameKind::Abort,
+        ends_transaction: true,
+        epoch: Epoch(walk.kept.epoch),
+        sequence: walk.next_sequence,
+        base: walk.next_offset,
+        event_time: walk.kept.event_time,
+        synced: walk.synced,
+        records: 0,
+        position: None,
+        payload_length: 0,
+        payload_crc: crc(&[]),
+        chain: 0,
+    };
+    header.chain = header.chain_after(walk.chain);
+    file.truncate(at).map_err(|error| Error::io("cut the torn tail of", &path, error))?;
+    let head = header.encode(Some(walk.kept.id));
+    let written = file.write_at(&head, at).and_then(|()| file.sync(SyncPoint::RecoveredTail));
+    written.map_err(|error| Error::fatal("writing", &path, error))?;
+    walk.scanner.at = at;
+    walk.scanner.length = at + header.frame_length();
+    if let Err(bad) = walk.step()? {
+        return Err(bad_frame(path, at, walk.next_offset, bad));
+    }
+    let (length, Walk { kept, state, index, .. }) = (walk.kept_at, walk);
+    Ok(Found { standing: kept, state, bases, file, length, index, recovery })
 }
 
 /// A sealed segment must end where the next begins.
