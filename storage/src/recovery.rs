@@ -4,8 +4,8 @@
 //! it got its name. It is read whole. Below the greatest `synced` that any of
 //! its frames tells, a bad frame is corruption and nothing is touched. Above,
 //! the first bad frame and everything after is a torn tail, cut back to the
-//! last whole transaction; nobody has seen it. A transaction that has no end and
-//! reaches below is ended by an abort instead.
+//! last whole transaction; nobody has seen it. So is a transaction that has no end
+//! and begins below, a group at a time.
 //!
 //! What is kept above `synced` may come from the page cache of a failed sync,
 //! whose pages are clean and not on the disk: it is written once more over
@@ -34,8 +34,8 @@ use crate::batch::StateChange;
 use crate::error::{Error, Result};
 use crate::files::{Files, LogFile, SyncPoint, segment_bases, segment_path};
 use crate::index::{Index, Sealed};
-use crate::newtypes::{Epoch, LogId, Micros, Position};
-use crate::segment::{Bad, FrameKind, Header, Scanner, VERSION, crc};
+use crate::newtypes::{LogId, Micros, Position};
+use crate::segment::{Bad, FrameKind, Header, Scanner, VERSION};
 use crate::state::{State, decode_changes};
 
 /// Where a log stands at a transaction's end.
@@ -99,11 +99,11 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
             return Err(walk.corrupt(what));
         }
     }
-    if walk.synced > walk.kept.sequence {
-        return abort(walk, file, bases).map(Some);
-    }
     let length = walk.kept_at;
     let mut recovery = Recovery { cut_bytes: walk.scanner.length - length, kept_bytes: 0 };
+    if walk.synced > walk.kept.sequence {
+        cut_groups(&walk, &file)?;
+    }
     let unsynced = walk.unsynced.front().map_or(length, |&(_, at)| at).min(length);
     if unsynced < length || recovery.cut_bytes > 0 {
         recovery.kept_bytes = length - unsynced;
@@ -115,41 +115,32 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
     Ok(Some(Found { standing: kept, state, bases, file, length, index, recovery }))
 }
 
-/// Ends a transaction under way of which frames are known to be durable. They
-/// are not cut off: if the power fails meanwhile, the first of them may be gone
-/// and a later one there that says of it that it was durable, as damage looks.
-fn abort<F: Files>(mut walk: Walk<F::File>, file: F::File, bases: Vec<u64>) -> Result<Found<F>> {
-    let (at, path) = (walk.scanner.at, walk.scanner.path.clone());
-    let cut_bytes = walk.scanner.length - at;
-    let unsynced = walk.unsynced.front().map_or(at, |&(_, at)| at);
-    let recovery = Recovery { cut_bytes, kept_bytes: at - unsynced };
-    write_again(&mut walk.scanner, unsynced, at)?;
-    let mut header = Header {
-        kind: FrameKind::Abort,
-        ends_transaction: true,
-        epoch: Epoch(walk.kept.epoch),
-        sequence: walk.next_sequence,
-        base: walk.next_offset,
-        event_time: walk.kept.event_time,
-        synced: walk.synced,
-        records: 0,
-        position: None,
-        payload_length: 0,
-        payload_crc: crc(&[]),
-        chain: 0,
+/// Cuts a transaction without an end off as far as frames of it are known to be
+/// durable, a group of them at a time from the last: if the power fails in a cut,
+/// any part of what it takes may be there, and a frame of that which says of an
+/// earlier one that it was durable would be taken for proof of damage. Frames of
+/// one group say nothing of each other.
+fn cut_groups<F: LogFile>(walk: &Walk<F>, file: &F) -> Result<()> {
+    let path = walk.scanner.path.clone();
+    let cut = |at: u64| {
+        file.truncate(at).map_err(|error| Error::io("cut the torn tail of", &path, error))?;
+        file.sync(SyncPoint::RecoveredTail).map_err(|error| Error::fatal("sync of", &path, error))
     };
-    header.chain = header.chain_after(walk.chain);
-    file.truncate(at).map_err(|error| Error::io("cut the torn tail of", &path, error))?;
-    let head = header.encode(Some(walk.kept.id));
-    let written = file.write_at(&head, at).and_then(|()| file.sync(SyncPoint::RecoveredTail));
-    written.map_err(|error| Error::fatal("writing", &path, error))?;
-    walk.scanner.at = at;
-    walk.scanner.length = at + header.frame_length();
-    if let Err(bad) = walk.step()? {
-        return Err(bad_frame(path, at, walk.next_offset, bad));
+    // What stands behind the last whole frame says nothing of those before it.
+    let mut from = walk.scanner.at;
+    if from < walk.scanner.length {
+        cut(from)?;
     }
-    let (length, Walk { kept, state, index, .. }) = (walk.kept_at, walk);
-    Ok(Found { standing: kept, state, bases, file, length, index, recovery })
+    let mut told = 0;
+    for frame in walk.open.iter().rev() {
+        if told > frame.sequence {
+            cut(from)?;
+            told = 0;
+        }
+        told = frame.synced.max(told);
+        from = frame.at;
+    }
+    Ok(())
 }
 
 /// A sealed segment must end where the next begins.
@@ -227,6 +218,16 @@ pub(crate) struct Walk<F> {
     begins: bool,
     /// Frames not known to be synced: sequence and place.
     unsynced: VecDeque<(u64, u64)>,
+    /// Of the transaction without an end so far.
+    open: Vec<OpenFrame>,
+}
+
+/// A frame of a transaction whose end was not met.
+struct OpenFrame {
+    sequence: u64,
+    at: u64,
+    /// What its header says.
+    synced: u64,
 }
 
 impl<F: LogFile> Walk<F> {
@@ -265,6 +266,7 @@ impl<F: LogFile> Walk<F> {
             pending: Vec::new(),
             begins: true,
             unsynced: VecDeque::new(),
+            open: Vec::new(),
         })
     }
 
@@ -312,6 +314,7 @@ impl<F: LogFile> Walk<F> {
         }
         if header.ends_transaction {
             self.apply();
+            self.open.clear();
             self.kept.epoch = header.epoch.0.max(self.kept.epoch);
             self.kept.sequence = self.next_sequence;
             self.kept.offset = self.next_offset;
@@ -319,6 +322,8 @@ impl<F: LogFile> Walk<F> {
             self.kept.event_time = header.event_time;
             self.kept.position = header.position.clone().or(self.kept.position.take());
             self.kept_at = self.scanner.at;
+        } else {
+            self.open.push(OpenFrame { sequence: header.sequence, at, synced: header.synced });
         }
         Ok(Ok((at, header, payload)))
     }
