@@ -149,23 +149,20 @@ pub(crate) fn registry(bench: &Bench, wants: &impl Fn(&[&str]) -> bool) -> Resul
     Ok(figures)
 }
 
-/// Requests a second by all clients, who look at every answer.
-fn rate(port: u16, time: Duration, request: &[u8], expected: &[u8]) -> Result<f64> {
+/// What all clients do again and again, each on a connection of its own; a second.
+fn rate(port: u16, time: Duration, one: impl Fn(&mut Client) -> Result<(), String> + Sync) -> Result<f64> {
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let started = Instant::now();
     std::thread::scope(|scope| -> Result<()> {
-        let ask = || -> Result<(), String> {
+        let work = || -> Result<(), String> {
             let mut client = Client::connect(port).map_err(|error| error.to_string())?;
             while !stop.load(Ordering::Relaxed) {
-                let (status, body) = client.send(request).map_err(|error| error.to_string())?;
-                if status != 200 || body != expected {
-                    return Err(format!("a wrong answer: {status}"));
-                }
+                one(&mut client)?;
                 count.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
         };
-        let all: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+        let all: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(work)).collect();
         std::thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
         for one in all {
@@ -192,7 +189,11 @@ fn lookup(bench: &Bench) -> Result<Figure> {
     let mut rates = Vec::new();
     for round in 0..bench.rounds {
         let calm = Calm::look(round);
-        let rate = |port| rate(port, time, &asked, &expected);
+        let ask = |client: &mut Client| {
+            let (status, body) = client.send(&asked).map_err(|error| error.to_string())?;
+            if status == 200 && body == expected { Ok(()) } else { Err(format!("a wrong answer: {status}")) }
+        };
+        let rate = |port| rate(port, time, ask);
         let (ours, theirs) = match round % 2 {
             0 => (rate(registry.port)?, rate(bare.port)?),
             _ => {
@@ -214,31 +215,16 @@ fn registrations(port: u16, time: Duration, next: &AtomicU64) -> Result<f64> {
     // A client whose own work is small: it shares the processors.
     let template = body(&schema(0, 12));
     let (head, tail) = template.split_once("Table0").ok_or("a schema has its name")?;
-    let stop = AtomicBool::new(false);
-    let (first, started) = (next.load(Ordering::Relaxed), Instant::now());
-    std::thread::scope(|scope| -> Result<()> {
-        let one = || -> Result<(), String> {
-            let mut client = Client::connect(port).map_err(|error| error.to_string())?;
-            while !stop.load(Ordering::Relaxed) {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                let text = format!("{head}Table{n}{tail}");
-                let asked = request("POST", &format!("/subjects/t{n}/versions"), &text);
-                let (status, answer) = client.send(&asked).map_err(|error| error.to_string())?;
-                if status != 200 || !answer.starts_with(b"{\"id\":") {
-                    return Err(format!("{status} {}", String::from_utf8_lossy(answer)));
-                }
-            }
-            Ok(())
-        };
-        let all: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(one)).collect();
-        std::thread::sleep(time);
-        stop.store(true, Ordering::Relaxed);
-        for one in all {
-            one.join().map_err(|_| "a client panicked")??;
+    rate(port, time, |client| {
+        let n = next.fetch_add(1, Ordering::Relaxed);
+        let text = format!("{head}Table{n}{tail}");
+        let asked = request("POST", &format!("/subjects/t{n}/versions"), &text);
+        let (status, answer) = client.send(&asked).map_err(|error| error.to_string())?;
+        match status == 200 && answer.starts_with(b"{\"id\":") {
+            true => Ok(()),
+            false => Err(format!("{status} {}", String::from_utf8_lossy(answer))),
         }
-        Ok(())
-    })?;
-    Ok((next.load(Ordering::Relaxed) - first) as f64 / started.elapsed().as_secs_f64())
+    })
 }
 
 /// R2: the same clients with the same bodies, against a route that syncs each;

@@ -1,15 +1,12 @@
 //! A route of axum that answers with the same bytes whatever is asked: what
-//! looking a schema up could cost at the least. axum's own server, no guard, no
-//! roles, no deadlines, no look into anything.
-
-use std::net::TcpListener;
+//! looking a schema up could cost at the least, without a look into anything.
 
 use axum::Router;
 use axum::http::header;
 use axum::routing::get;
-use axum::serve::ListenerExt;
 use bytes::Bytes;
 
+use super::route;
 use crate::Result;
 
 /// Serves until killed.
@@ -19,14 +16,5 @@ pub(crate) fn serve(port: u16, body: Vec<u8>) -> Result<()> {
         let body = body.clone();
         async move { ([(header::CONTENT_TYPE, "application/vnd.schemaregistry.v1+json")], body) }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind(("127.0.0.1", port))?;
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| {
-            let _ = stream.set_nodelay(true);
-        });
-        axum::serve(listener, Router::new().route("/schemas/ids/{id}", get(answer))).await?;
-        Ok(())
-    })
+    route::serve(port, Router::new().route("/schemas/ids/{id}", get(answer)))
 }

@@ -4,17 +4,16 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::mpsc;
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::post;
-use axum::serve::ListenerExt;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::route;
 use crate::Result;
 
 /// Serves until killed. One thread writes, as a log has.
@@ -38,14 +37,5 @@ pub(crate) fn serve(port: u16, path: &Path) -> Result<()> {
             }
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind(("127.0.0.1", port))?;
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| {
-            let _ = stream.set_nodelay(true);
-        });
-        axum::serve(listener, Router::new().route("/subjects/{subject}/versions", post(answer))).await?;
-        Ok(())
-    })
+    route::serve(port, Router::new().route("/subjects/{subject}/versions", post(answer)))
 }

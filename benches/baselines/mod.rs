@@ -7,4 +7,5 @@ pub(crate) mod encoder;
 pub(crate) mod lines;
 pub(crate) mod null_drain;
 pub(crate) mod parquet;
+mod route;
 pub(crate) mod wire;

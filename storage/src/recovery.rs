@@ -92,16 +92,18 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
     let file = files.open_to_write(&path).map_err(|error| Error::io("open", &path, error))?;
     let mut walk = Walk::new(Scanner::open(file.clone(), &path)?, newest)?;
     let stop = walk.finish()?;
+    // What any header says, of a torn frame too.
+    let mut told = walk.synced;
     if let Bad::Frame(what) = stop {
         let behind = walk.scanner.headers_behind(walk.scanner.at)?;
-        let synced = behind.iter().map(|(_, header)| header.synced).max().unwrap_or(0).max(walk.synced);
-        if synced > walk.next_sequence {
+        told = behind.iter().map(|(_, header)| header.synced).max().unwrap_or(0).max(told);
+        if told > walk.next_sequence {
             return Err(walk.corrupt(what));
         }
     }
     let length = walk.kept_at;
     let mut recovery = Recovery { cut_bytes: walk.scanner.length - length, kept_bytes: 0 };
-    if walk.synced > walk.kept.sequence {
+    if told > walk.kept.sequence {
         cut_groups(&walk, &file)?;
     }
     let unsynced = walk.unsynced.front().map_or(length, |&(_, at)| at).min(length);
@@ -126,7 +128,7 @@ fn cut_groups<F: LogFile>(walk: &Walk<F>, file: &F) -> Result<()> {
         file.truncate(at).map_err(|error| Error::io("cut the torn tail of", &path, error))?;
         file.sync(SyncPoint::RecoveredTail).map_err(|error| Error::fatal("sync of", &path, error))
     };
-    // What stands behind the last whole frame says nothing of those before it.
+    // First what stands behind the last whole frame: it may say so of all of them.
     let mut from = walk.scanner.at;
     if from < walk.scanner.length {
         cut(from)?;

@@ -174,7 +174,8 @@ impl<'a> Merge<'a> {
             let sql = format!("DELETE FROM {table} t USING {stage} s WHERE s._op = {GONE} AND {}", self.same_key("c"));
             run(client, self.mirror, &sql).await?;
         }
-        let added = found.new && self.add(client, made, &stage).await?;
+        // A table that is read again has most of its rows.
+        let added = found.new && self.mirror.seen.is_none() && self.add(client, made, &stage).await?;
         if found.whole || found.moved || (found.new && !added) {
             let new = if added { String::new() } else { format!(", {NEW}") };
             let source = self.select(&stage, &format!("{WHOLE}, {FETCHED}{new}"));
@@ -215,7 +216,7 @@ impl<'a> Merge<'a> {
     }
 
     /// Adds rows that are new, for three quarters of what ON CONFLICT costs. False
-    /// if one is not, as where a table is read again, or if nothing would refuse
+    /// if one is not, or if nothing would refuse
     /// it: then they are put like others, from now on at once.
     async fn add(&self, client: &Client, made: &mut Made, stage: &str) -> Result<bool> {
         let stream = &self.mirror.stream;

@@ -43,6 +43,8 @@ struct Open {
     waiting: Waiting,
     /// Bytes that wait, at most.
     held: usize,
+    /// So many must wait before it is looked at again whether they go ahead.
+    look_at: usize,
     /// Of the step, what was written ahead too.
     staged: usize,
 }
@@ -85,6 +87,7 @@ impl Sink for PostgresSink {
             places,
             waiting: Waiting::new(),
             held: 0,
+            look_at: 0,
             staged: 0,
         });
         Ok(Opened { checkpoint, promised: None, parked })
@@ -152,7 +155,7 @@ impl Sink for PostgresSink {
         let (_, open) = self.opened()?;
         let work = open.line.here().await?;
         work.write(std::mem::take(&mut open.waiting)).await?;
-        open.held = 0;
+        (open.held, open.look_at) = (0, 0);
         Ok(vec![Merged(())])
     }
 
@@ -232,15 +235,21 @@ impl Open {
     /// committed, while the step gathers on: so that the server works as we do,
     /// and a transaction of any size fits into `most` bytes.
     async fn write_ahead(&mut self, most: usize) -> Result<()> {
-        if self.held < PIECE.min(most / 2) {
+        let piece = PIECE.min(most / 2);
+        if self.held < piece.max(self.look_at) {
             return Ok(());
         }
         let free = self.line.is_free();
         let full = self.held >= if free { most } else { most / 2 };
-        if !full && (!free || self.line.here().await?.can_wait(&self.waiting)) {
+        if !full && !free {
             return Ok(());
         }
-        self.held = 0;
+        if !full && self.line.here().await?.can_wait(&self.waiting) {
+            // Not again with each run.
+            self.look_at = (self.held + piece).min(most);
+            return Ok(());
+        }
+        (self.held, self.look_at) = (0, 0);
         self.line.send(std::mem::take(&mut self.waiting)).await
     }
 }

@@ -92,6 +92,7 @@ fn a_transaction_without_an_end_is_not_taken_for_damage() {
         life.map(|begin| [Step::Append { frames: 1, size: 200, each: false, kind: Kind::Data, state: None }, begin])
     {
         block_on(search(None, &steps, options())).unwrap();
+        block_on(search_openings(None, &steps)).unwrap();
     }
 }
 
@@ -127,27 +128,34 @@ fn a_segment_whose_name_is_not_synced_is_lost() {
 #[test]
 fn a_recovered_tail_that_is_not_synced_is_taken_for_corruption() {
     let append = Step::Append { frames: 1, size: 1400, each: false, kind: Kind::Data, state: None };
-    let wrong = block_on(search_openings(SyncPoint::RecoveredTail, &vec![append; 4])).expect_err("a sync nobody needs");
+    let wrong =
+        block_on(search_openings(Some(SyncPoint::RecoveredTail), &vec![append; 4])).expect_err("a sync nobody needs");
     println!("{wrong}");
     assert!(wrong.contains("were durable"), "{wrong}");
 }
 
-/// As `search`, but only the openings after kills, each cut in many ways: a frame
-/// of several sectors waits for its sync, and the epoch behind it says that it
-/// was synced.
-async fn search_openings(ignored: SyncPoint, steps: &[Step]) -> Result<(), String> {
-    let mut life = Life::new(Simulated::new().ignoring(Some(ignored)), Model::default(), options());
+/// As `search`, but only the openings after a kill or a power cut, each cut in
+/// many ways: the first frames of what such an opening cuts off or keeps are gone,
+/// and later ones there.
+async fn search_openings(ignored: Option<SyncPoint>, steps: &[Step]) -> Result<(), String> {
+    let mut life = Life::new(Simulated::new().ignoring(ignored), Model::default(), options());
     life.live(steps).await?;
     let trace = life.disk.kill();
+    let torn = (0..4).map(|seed| Some(Survival::Any { seed, sector: 512 }));
     for at in 0..=trace.changes() {
-        let disk = trace.at(at);
-        let mut next = Life::new(disk.copy(), life.model_at(at).clone(), options());
-        next.open().await?;
-        let second = next.disk.kill();
-        for later in 0..=second.changes() {
-            for seed in 0..24 {
-                let survival = Survival::Any { seed, sector: 512 };
-                survives(&second.after(&disk, later), next.model_at(later), survival, options()).await?;
+        for first in std::iter::once(None).chain(torn.clone()) {
+            let disk = trace.at(at);
+            let disk = first.map_or(disk.clone(), |survival| disk.power_cut(survival));
+            let mut next = Life::new(disk.copy(), life.model_at(at).clone(), options());
+            next.open().await?;
+            let second = next.disk.kill();
+            for later in 0..=second.changes() {
+                for seed in 0..12 {
+                    let survival = Survival::Any { seed, sector: 512 };
+                    let cut = second.after(&disk, later);
+                    let survived = survives(&cut, next.model_at(later), survival, options()).await;
+                    survived.map_err(|wrong| format!("{first:?} at {at}, {survival:?} at {later}: {wrong}"))?;
+                }
             }
         }
     }
