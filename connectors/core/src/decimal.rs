@@ -44,10 +44,7 @@ pub fn decimal_from_text(out: &mut Vec<u8>, text: &[u8], scale: u32) -> Result<(
         for _ in fraction.len()..scale as usize {
             value *= 10;
         }
-        let value = if negative { -value } else { value };
-        // Bytes that only repeat the sign are left out; one stays.
-        let spare = (value ^ (value >> 63)).leading_zeros().saturating_sub(1) / 8;
-        put_bytes(out, &value.to_be_bytes()[spare.min(7) as usize..]);
+        put_decimal(out, if negative { -value } else { value });
         return Ok(());
     }
     let point = digits.iter().position(|&c| c == b'.');
@@ -81,6 +78,14 @@ pub fn decimal_from_text(out: &mut Vec<u8>, text: &[u8], scale: u32) -> Result<(
     }
     put_be(out, &be);
     Ok(())
+}
+
+/// Appends an unscaled value.
+#[inline]
+pub fn put_decimal(out: &mut Vec<u8>, unscaled: i64) {
+    // Bytes that only repeat the sign are left out; one stays.
+    let spare = (unscaled ^ (unscaled >> 63)).leading_zeros().saturating_sub(1) / 8;
+    put_bytes(out, &unscaled.to_be_bytes()[spare.min(7) as usize..]);
 }
 
 /// The unscaled value; None if it needs more than 128 bits.

@@ -33,7 +33,7 @@ pub use batch::{
     Batch, BatchWriter, Change, Malformed, Op, RowExtras, Run, Runs, Tally, Transaction, patch_first_ordinal,
 };
 pub use civil::{civil_from_days, days_from_civil};
-pub use decimal::{OutOfRange, decimal_from_text, decimal_to_i128, decimal_to_text};
+pub use decimal::{OutOfRange, decimal_from_text, decimal_to_i128, decimal_to_text, put_decimal};
 pub use difference::Difference;
 pub use error::{Action, Error, Result};
 pub use json::{EventJson, ValueJson, timestamp};

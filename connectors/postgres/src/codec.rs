@@ -3,9 +3,12 @@
 //! One decoder serves snapshot and stream: what has a binary form here gives
 //! byte for byte what the text gives, everything else comes as text both ways.
 
-use connector::{Field, Type, days_from_civil, decimal_from_text, put_bytes, put_double, put_float, put_long};
+use connector::{
+    Field, Type, days_from_civil, decimal_from_text, put_bytes, put_decimal, put_double, put_float, put_long,
+};
 
 use crate::nested::{parse_array, parse_composite, parse_hstore};
+use crate::numeric::Numeric;
 use crate::replication::EPOCH_2000;
 
 /// Why a value cannot be carried.
@@ -155,15 +158,7 @@ impl Codec {
 
     /// Whether `binary` reads it; else its text is asked for.
     pub(crate) fn has_binary(&self) -> bool {
-        !matches!(
-            self,
-            Codec::Decimal { .. }
-                | Codec::Money
-                | Codec::Array { .. }
-                | Codec::Hstore
-                | Codec::Composite(_)
-                | Codec::Vector
-        )
+        !matches!(self, Codec::Money | Codec::Array { .. } | Codec::Hstore | Codec::Composite(_) | Codec::Vector)
     }
 
     /// Appends a value given in the type's binary form.
@@ -206,6 +201,17 @@ impl Codec {
                 i64::MIN => put_long(out, -i64::MAX),
                 micros => put_long(out, micros.checked_add(EPOCH_2000).filter(|m| *m < i64::MAX).ok_or(TOO_LATE)?),
             },
+            Codec::Decimal { precision, scale } => {
+                let value = Numeric::parse(value).ok_or("not a numeric")?;
+                match value.unscaled(*scale) {
+                    Some(unscaled) => put_decimal(out, unscaled),
+                    // The first digits may be zeros.
+                    None if value.length() > *precision as usize + 8 => {
+                        return Err("more digits than the type declares");
+                    }
+                    None => self.text(&value.print(), out)?,
+                }
+            }
             _ => self.text(value, out)?,
         }
         Ok(())
@@ -533,13 +539,17 @@ mod tests {
 
     #[test]
     fn the_binary_form_gives_the_same_bytes() {
-        let cases: [(Codec, &str, Vec<u8>); 12] = [
+        let decimal = || Codec::Decimal { precision: 30, scale: 2 };
+        let numeric = |words: &[u16]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+        let cases: [(Codec, &str, Vec<u8>); 14] = [
             (Codec::Bool, "t", vec![1]),
             (Codec::Int, "-5", (-5i16).to_be_bytes().to_vec()),
             (Codec::Int, "70000", 70_000i32.to_be_bytes().to_vec()),
             (Codec::Long, "-5", (-5i64).to_be_bytes().to_vec()),
             (Codec::Long, "4294967295", u32::MAX.to_be_bytes().to_vec()),
             (Codec::Double, "NaN", vec![0xff, 0xf8, 0, 0, 0, 0, 0, 1]),
+            (decimal(), "-12345.67", numeric(&[3, 1, 0x4000, 2, 1, 2345, 6700])),
+            (decimal(), "10000000000000000000000.01", numeric(&[7, 5, 0, 2, 100, 0, 0, 0, 0, 0, 100])),
             (Codec::Date, "2000-01-02", 1i32.to_be_bytes().to_vec()),
             (Codec::Date, "-infinity", i32::MIN.to_be_bytes().to_vec()),
             (Codec::Timestamptz, "2000-01-01 00:00:00.000001+00", 1i64.to_be_bytes().to_vec()),

@@ -27,6 +27,7 @@ mod heartbeat;
 mod lineage;
 mod lsn;
 mod nested;
+mod numeric;
 mod pgoutput;
 mod plan;
 mod points;

@@ -4,6 +4,7 @@
 use connector::civil_from_days;
 
 use crate::codec::Codec;
+use crate::numeric::Numeric;
 use crate::replication::EPOCH_2000;
 
 const DAY: i64 = 86_400_000_000;
@@ -21,6 +22,7 @@ pub(crate) fn printed(codec: &Codec, value: &[u8]) -> Option<Vec<u8>> {
             value.try_into().map(f32::from_be_bytes).unwrap_or_default().to_string()
         }),
         Codec::Double => number(f64::from_be_bytes(value.try_into().ok()?), |value| value.to_string()),
+        Codec::Decimal { .. } => Numeric::parse(value)?.print(),
         Codec::Jsonb => value.strip_prefix(&[1])?.to_vec(),
         Codec::Bytes => {
             let digits = value.iter().map(|byte| format!("{byte:02x}"));
@@ -96,11 +98,12 @@ mod tests {
     /// What is printed reads back to the same.
     #[test]
     fn text_and_binary_form_are_one_value() {
-        let cases: [(Codec, &[u8]); 9] = [
+        let cases: [(Codec, &[u8]); 10] = [
             (Codec::Int, &(-5i32).to_be_bytes()),
             (Codec::Long, &u32::MAX.to_be_bytes()),
             (Codec::Float, &0.1f32.to_be_bytes()),
             (Codec::Double, &1e300f64.to_be_bytes()),
+            (Codec::Decimal { precision: 40, scale: 3 }, &[0, 2, 0, 7, 0x40, 0, 0, 3, 0, 1, 0, 2]),
             (Codec::Bytes, b"\0\xff"),
             (Codec::Uuid, &[7; 16]),
             (Codec::Date, &(-800_000i32).to_be_bytes()),
