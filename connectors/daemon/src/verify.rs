@@ -207,7 +207,7 @@ impl Job<'_> {
                 Ok((point, There::Warehouse(Box::new(side))))
             }
             Destination::ObjectStore(store) => {
-                let files = connector_object_store::Files::new(store)?;
+                let files = connector_object_store::Files::new(store, &self.args.sink, &self.args.source)?;
                 let point = daemon.point(self.source, self.pace(), say).await?;
                 Ok((point, There::Lake(files)))
             }
