@@ -3,6 +3,7 @@
 mod kills;
 mod shop;
 mod versions;
+mod types;
 mod watermark;
 
 use std::collections::BTreeMap;
