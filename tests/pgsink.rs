@@ -1,9 +1,10 @@
 //! From a live PostgreSQL into another one.
 
+mod hosts;
 mod kills;
 mod shop;
-mod versions;
 mod types;
+mod versions;
 mod watermark;
 
 use std::collections::BTreeMap;
