@@ -1,7 +1,9 @@
 //! From a live PostgreSQL into another one.
 
+mod hosts;
 mod kills;
 mod shop;
+mod types;
 mod versions;
 mod watermark;
 

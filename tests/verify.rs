@@ -9,6 +9,8 @@ use std::sync::Arc;
 use crate::pgsink::{config, warehouse};
 use crate::spine::capturing;
 
+mod files;
+
 /// A verification with its lines, its last one, and its exit code.
 pub(crate) struct Verified {
     pub(crate) code: i32,
@@ -438,103 +440,4 @@ async fn what_goes_wrong_is_said_and_nothing_is_left_behind() {
     assert!(!text.contains("finding"), "{text}");
     assert!(text.contains("rewritten, truncated or altered") || output.status.code() == Some(0), "{text}");
     verify(&daemon, &[]).is_equal();
-}
-
-fn files_of(folder: &std::path::Path, stream: &str) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder.join("lake").join(stream)).unwrap();
-    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    files
-}
-
-/// The file with another value in one row, written anew as a Parquet file.
-fn plant(file: &std::path::Path, column: &str) {
-    use arrow_array::{Array, ArrayRef, RecordBatch, StringArray, cast::AsArray};
-    let open = std::fs::File::open(file).unwrap();
-    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(open).unwrap().build().unwrap();
-    let batches: Vec<RecordBatch> = reader.map(Result::unwrap).collect();
-    let schema = batches[0].schema();
-    let at = schema.index_of(column).unwrap();
-    let out = std::fs::File::create(file).unwrap();
-    let mut writer = parquet::arrow::ArrowWriter::try_new(out, schema.clone(), None).unwrap();
-    for (n, batch) in batches.into_iter().enumerate() {
-        let mut columns = batch.columns().to_vec();
-        let texts = columns[at].as_string::<i32>();
-        let changed: StringArray = (0..texts.len())
-            .map(|i| if (n, i) == (0, 400) { Some("planted") } else { texts.is_valid(i).then(|| texts.value(i)) })
-            .collect();
-        columns[at] = Arc::new(changed) as ArrayRef;
-        writer.write(&RecordBatch::try_new(schema.clone(), columns).unwrap()).unwrap();
-    }
-    writer.close().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn files_are_folded_and_a_planted_one_is_found() {
-    let source = Postgres::new(17).await;
-    let client = source.client().await;
-    client
-        .batch_execute(
-            "CREATE TABLE t (id int, at timestamptz, v text, big text, n numeric(12,2), w numeric, f float8, a int[], j jsonb, PRIMARY KEY (id, at));
-             ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
-             INSERT INTO t SELECT i, timestamptz '2024-01-01 00:00:00+00' + i * interval '1 hour', 'v' || i, repeat(md5(i::text), 100), i / 4.0,
-                                  i / 3.0, i / 7.0, ARRAY[i, NULL], jsonb_build_object('i', i) FROM generate_series(1, 500) i;
-             CREATE TABLE bag (v text, n int); ALTER TABLE bag REPLICA IDENTITY FULL;
-             INSERT INTO bag SELECT 'same', 1 FROM generate_series(1, 10); INSERT INTO bag VALUES (NULL, 1), ('', 0);",
-        )
-        .await
-        .unwrap();
-    source.publish("highwater_shop", "t, bag").await;
-    let folder = folder("verify-lake");
-    let mut daemon = Daemon::new(
-        &folder,
-        &format!(
-            "[sources.shop]\ntype = \"postgres\"\nurl = \"{}\"\nslot = \"hw_{}\"\n\
-             [sinks.lake]\ntype = \"object-store\"\nfrom = [\"shop\"]\nurl = \"file://{}/lake\"\ncut = {{ age = \"1h\" }}\n",
-            source.url(),
-            source.database,
-            folder.display()
-        ),
-    );
-    started(&mut daemon).await;
-    verify_of(&daemon, "lake", &[]).is_equal();
-    // Not sent, moved, deleted, and read again: all that folding has to know.
-    client
-        .batch_execute(
-            "UPDATE t SET v = 'changed' WHERE id <= 20; UPDATE t SET id = id + 1000 WHERE id BETWEEN 15 AND 25; DELETE FROM t WHERE id = 30;
-             UPDATE bag SET v = 'other' WHERE ctid = (SELECT min(ctid) FROM bag); DELETE FROM bag WHERE v = '';",
-        )
-        .await
-        .unwrap();
-    // The mark ends the step: nobody waits an hour for it.
-    let equal = verify_of(&daemon, "lake", &[]);
-    equal.is_equal();
-    assert_eq!(equal.verdict("public.t")["source_rows"], 499);
-    assert_eq!(equal.verdict("public.bag")["sink_rows"], 11);
-    let files = files_of(&folder, "shop.public.t");
-    assert_eq!(files.len(), 2, "{files:?}");
-    let second = std::fs::read(&files[1]).unwrap();
-    std::fs::remove_file(&files[1]).unwrap();
-    let found = verify_of(&daemon, "lake", &[]);
-    assert_eq!(found.code, 3);
-    // 20 changed, of which 6 moved, with 5 more; each that moved is missing and too many.
-    assert_eq!(found.summary()["missing"], 11, "{:?} {}", found.summary(), found.stderr);
-    assert_eq!(found.summary()["extra"], 12);
-    assert_eq!(found.summary()["different"], 14);
-    std::fs::write(&files[1], second).unwrap();
-    verify_of(&daemon, "lake", &[]).is_equal();
-    plant(&files[0], "j");
-    let found = verify_of(&daemon, "lake", &["--repair"]);
-    let planted = found.of("public.t");
-    // Of a row that was not changed since.
-    assert_eq!(planted.len(), 1, "{planted:?} {}", found.stderr);
-    assert_eq!((planted[0].0.as_str(), &planted[0].2), ("different", &vec!["j".to_owned()]));
-    assert_eq!(found.code, 0, "{:#?} {}", found.lines, found.stderr);
-    verify_of(&daemon, "lake", &[]).is_equal();
-    // A table without a key is read again as a whole.
-    let bag = files_of(&folder, "shop.public.bag");
-    std::fs::remove_file(&bag[1]).unwrap();
-    let found = verify_of(&daemon, "lake", &["--repair"]);
-    assert_eq!(found.code, 0, "{:#?} {}", found.lines, found.stderr);
-    verify_of(&daemon, "lake", &[]).is_equal();
 }

@@ -191,25 +191,34 @@ impl Job<'_> {
         match &self.sink.destination {
             Destination::Postgres(warehouse) => {
                 // Connected before the sink stands still, which is then short.
-                let holder = connector_postgres_sink::connect(warehouse).await?;
-                let worker = connector_postgres_sink::connect(warehouse).await?;
+                let servers = connector_postgres_sink::connect(warehouse).await?;
                 let point = daemon.point(self.source, self.pace(), say).await?;
-                let side = Side::sink(holder, worker, self.pace()).await?;
-                let (sink, source) = (&self.args.sink, &self.args.source);
-                let found = connector_postgres_sink::checkpoint(side.holder(), sink, source).await?;
-                if found != Some(point.checkpoint) {
-                    let found = found.unwrap_or_default();
-                    return Err(Error::retry(format!(
-                        "the destination has checkpoint {found}, and not {} of the point",
-                        point.checkpoint
-                    )));
+                let mut other = None;
+                for server in servers {
+                    match self.stands(server, point.checkpoint).await {
+                        Ok(side) => return Ok((point, There::Warehouse(Box::new(side)))),
+                        Err(error) => drop(other.get_or_insert(error)),
+                    }
                 }
-                Ok((point, There::Warehouse(Box::new(side))))
+                Err(other.unwrap_or_else(|| Error::retry("no server of the destination takes writes")))
             }
             Destination::ObjectStore(store) => {
-                let files = connector_object_store::Files::new(store)?;
+                let files = connector_object_store::Files::new(store, &self.args.sink, &self.args.source)?;
                 let point = daemon.point(self.source, self.pace(), say).await?;
                 Ok((point, There::Lake(files)))
+            }
+        }
+    }
+
+    /// A server of the destination, if it is the one that has the point.
+    async fn stands(&self, (holder, worker): connector_postgres_sink::Sessions, at: u64) -> Result<Side> {
+        let side = Side::sink(holder, worker, self.pace()).await?;
+        let (sink, source) = (&self.args.sink, &self.args.source);
+        match connector_postgres_sink::checkpoint(side.holder(), sink, source).await? {
+            Some(found) if found == at => Ok(side),
+            found => {
+                let found = found.unwrap_or_default();
+                Err(Error::retry(format!("the destination has checkpoint {found}, and not {at} of the point")))
             }
         }
     }

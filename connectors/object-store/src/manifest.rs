@@ -323,6 +323,12 @@ pub(crate) async fn probe(store: &dyn ObjectStore, path: &Path) -> Result<()> {
     }
 }
 
+/// Up to where a sink's files were ended, as its newest manifest says.
+pub(crate) async fn retained_from(store: &dyn ObjectStore, sink: &str) -> Result<Option<u64>> {
+    let newest = highest(store, &format!("_highwater/sinks/{sink}")).await?;
+    Ok(newest.and_then(|manifest| manifest.retained_from))
+}
+
 /// Whose a stream's folder is.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Claim {

@@ -7,12 +7,11 @@
 
 use std::collections::HashMap;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
-use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_array::ArrayRef;
 use connector::{Error, Malformed, Reader, Result, Table};
 
 use crate::columns::Column;
+use crate::event::{Act, Event};
 use crate::values;
 
 /// Rows that are decoded at a time.
@@ -44,7 +43,6 @@ struct Row {
 /// The rows, and what was found of them.
 pub struct State {
     table: Table,
-    prefix: String,
     rows: HashMap<u64, Vec<Row>>,
     bag: HashMap<u64, i64>,
     /// Where the reading began that is under way.
@@ -61,9 +59,8 @@ pub struct State {
 
 impl State {
     /// Of a table as the source has it.
-    pub fn new(table: &Table, prefix: &str) -> Self {
+    pub fn new(table: &Table) -> Self {
         Self {
-            prefix: prefix.into(),
             rows: HashMap::new(),
             bag: HashMap::new(),
             begun: None,
@@ -81,6 +78,10 @@ impl State {
         self.table.key.is_empty()
     }
 
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
     /// Rows that the files come to.
     pub fn rows(&self) -> u64 {
         match self.is_bag() {
@@ -89,73 +90,55 @@ impl State {
         }
     }
 
-    /// Takes the events of a file, in order. Err: why it cannot be compared.
-    pub(crate) fn take(&mut self, batch: &RecordBatch) -> Result<std::result::Result<(), String>> {
-        let own = |name: &str| batch.column_by_name(&format!("{}{name}", self.prefix));
-        let lacks = |name: &str| format!("a file lacks the column {}{name}", self.prefix);
-        let (Some(op), Some(offset)) = (own("op"), own("offset")) else { return Ok(Err(lacks("op"))) };
-        let (absent, old_key, before) = (own("absent").cloned(), own("old_key").cloned(), own("before").cloned());
-        let (Some(op), Some(offset)) = (op.as_string_opt::<i32>(), offset.as_primitive_opt::<Int64Type>()) else {
-            return Ok(Err(lacks("op")));
-        };
-        let columns: Vec<Option<ArrayRef>> =
-            self.table.columns.iter().map(|column| batch.column_by_name(&column.name).cloned()).collect();
-        let schema = batch.schema();
-        let strange = schema.fields().iter().any(|field| {
-            !field.name().starts_with(&self.prefix) && !self.table.columns.iter().any(|c| c.name == *field.name())
-        });
-        if strange && columns.iter().any(Option::is_none) {
-            return Ok(Err("columns were renamed since its files were written, which they do not tell".into()));
-        }
-        for i in 0..batch.num_rows() {
-            let offset = offset.value(i) as u64;
-            match op.value(i) {
-                "truncate" => {
-                    self.rows.clear();
-                    self.bag.clear();
-                    if let Some(aside) = &mut self.aside {
-                        aside.clear();
-                    }
+    /// Takes an event; they come in the order of the log. Err: why it cannot be compared.
+    pub(crate) fn take(&mut self, event: Event) -> std::result::Result<(), String> {
+        match event.act {
+            Act::Truncate => {
+                self.rows.clear();
+                self.bag.clear();
+                self.held = 0;
+                if let Some(aside) = &mut self.aside {
+                    aside.clear();
                 }
-                "snapshot_begin" => {
-                    self.begun = Some(offset);
-                    self.aside = self.is_bag().then(HashMap::new);
-                }
-                "snapshot_end" => {
-                    if let Some(begun) = self.begun.take() {
-                        self.rows.retain(|_, rows| {
-                            rows.retain(|row| row.touched >= begun);
-                            !rows.is_empty()
-                        });
-                    }
-                    if let Some(aside) = self.aside.take() {
-                        self.bag = aside;
-                    }
-                }
-                op if self.is_bag() => self.change_bag(op, &columns, before.as_ref(), i),
-                op => self.change(op, &columns, absent.as_ref(), old_key.as_ref(), i, offset),
             }
+            Act::Begin => {
+                self.begun = Some(event.offset);
+                self.aside = self.is_bag().then(HashMap::new);
+            }
+            Act::End => {
+                if let Some(begun) = self.begun.take() {
+                    let held = &mut self.held;
+                    self.rows.retain(|_, rows| {
+                        rows.retain(|row| {
+                            let stays = row.touched >= begun;
+                            *held -= if stays { 0 } else { size(&row.key, row.hashes.len()) };
+                            stays
+                        });
+                        !rows.is_empty()
+                    });
+                }
+                if let Some(aside) = self.aside.take() {
+                    self.bag = aside;
+                }
+            }
+            _ if self.is_bag() => self.change_bag(&event),
+            _ => self.change(event),
         }
-        if self.held > MOST {
-            return Ok(Err(format!("its rows take more than the {} GiB that are held to compare them", MOST >> 30)));
+        match self.held > MOST {
+            true => Err(format!("its rows take more than the {} GiB that are held to compare them", MOST >> 30)),
+            false => Ok(()),
         }
-        Ok(Ok(()))
     }
 
-    fn change_bag(&mut self, op: &str, columns: &[Option<ArrayRef>], before: Option<&ArrayRef>, i: usize) {
-        let whole = |columns: &[Option<ArrayRef>]| of_all(&hashes(columns, i));
-        let before = before.filter(|before| !before.is_null(i)).map(|before| {
-            let structure = before.as_struct();
-            let of = |c: &connector::Column| structure.column_by_name(&c.name).cloned();
-            whole(&self.table.columns.iter().map(of).collect::<Vec<_>>())
-        });
-        let after = whole(columns);
-        let (gone, came) = match op {
-            "delete" => (Some(before.unwrap_or(after)), None),
-            "update" => (before, Some(after)),
+    fn change_bag(&mut self, event: &Event) {
+        let before = event.before.as_deref().map(of_all);
+        let after = of_all(&event.hashes);
+        let (gone, came) = match event.act {
+            Act::Delete => (Some(before.unwrap_or(after)), None),
+            Act::Update => (before, Some(after)),
             _ => (None, Some(after)),
         };
-        let reading = op == "read" && self.aside.is_some();
+        let reading = event.act == Act::Read && self.aside.is_some();
         for bag in [(!reading).then_some(&mut self.bag), self.aside.as_mut()].into_iter().flatten() {
             if let Some(gone) = gone {
                 *bag.entry(gone).or_default() -= 1;
@@ -167,41 +150,17 @@ impl State {
         self.held = (self.bag.len() + self.aside.as_ref().map_or(0, HashMap::len)) * 24;
     }
 
-    fn change(
-        &mut self,
-        op: &str,
-        columns: &[Option<ArrayRef>],
-        absent: Option<&ArrayRef>,
-        old_key: Option<&ArrayRef>,
-        i: usize,
-        offset: u64,
-    ) {
-        let texts = |columns: Vec<Option<&ArrayRef>>| -> Box<[String]> {
-            columns.into_iter().map(|c| c.and_then(|c| values::text(c, i)).unwrap_or_default()).collect()
-        };
-        let key = texts(self.table.key.iter().map(|&k| columns[k].as_ref()).collect());
-        let moved = old_key.filter(|old| !old.is_null(i)).map(|old| {
-            let structure = old.as_struct();
-            let of = |&k: &usize| structure.column_by_name(&self.table.columns[k].name);
-            texts(self.table.key.iter().map(of).collect())
-        });
-        let before = self.remove(moved.as_deref().unwrap_or(&key));
-        if moved.is_some() {
+    fn change(&mut self, event: Event) {
+        let Event { act, offset, key, mut hashes, absent, old_key, .. } = event;
+        let before = self.remove(old_key.as_deref().unwrap_or(&key));
+        if old_key.is_some() {
             self.remove(&key);
         }
-        if op == "delete" {
+        if act == Act::Delete {
             return;
         }
-        let mut hashes = hashes(columns, i);
-        if let (Some(absent), Some(before)) = (absent.filter(|absent| !absent.is_null(i)), &before) {
-            let names = absent.as_list::<i32>().value(i);
-            if let Some(names) = names.as_string_opt::<i32>() {
-                for name in names.iter().flatten() {
-                    if let Some(at) = self.table.columns.iter().position(|column| column.name == name) {
-                        hashes[at] = before.hashes[at];
-                    }
-                }
-            }
+        if let Some(before) = &before {
+            absent.into_iter().for_each(|at| hashes[at] = before.hashes[at]);
         }
         self.held += size(&key, hashes.len());
         let row = Row { hashes, touched: offset, met: false, key };
@@ -242,7 +201,7 @@ impl State {
         let value = |column: usize, i: usize| columns[column].as_ref().and_then(|c| values::text(c, i));
         for i in 0..std::mem::take(&mut self.waits) {
             self.source_rows += 1;
-            let hashes = hashes(&columns, i);
+            let hashes = values::hashes(&columns, i);
             if self.is_bag() {
                 *self.bag.entry(of_all(&hashes)).or_default() -= 1;
                 continue;
@@ -280,10 +239,6 @@ impl State {
 
 fn size(key: &[String], columns: usize) -> usize {
     120 + columns * 8 + key.iter().map(|value| value.len() + 24).sum::<usize>()
-}
-
-fn hashes(columns: &[Option<ArrayRef>], i: usize) -> Box<[u64]> {
-    columns.iter().map(|column| column.as_ref().map_or_else(values::null, |c| values::hash(c, i))).collect()
 }
 
 fn of_all(hashes: &[u64]) -> u64 {

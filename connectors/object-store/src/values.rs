@@ -9,11 +9,16 @@ use arrow_array::types::{
     TimestampMicrosecondType,
 };
 use arrow_array::{Array, ArrayRef};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, TimeUnit};
 use connector::civil_from_days;
 
+/// Of each column in a row; None: the file is older than the column.
+pub(crate) fn hashes(columns: &[Option<ArrayRef>], i: usize) -> Box<[u64]> {
+    columns.iter().map(|column| column.as_ref().map_or_else(null, |c| hash(c, i))).collect()
+}
+
 /// A hash that equal values share, whatever the widths of their types.
-pub(crate) fn hash(array: &ArrayRef, i: usize) -> u64 {
+fn hash(array: &ArrayRef, i: usize) -> u64 {
     let mut hasher = DefaultHasher::new();
     feed(array, i, &mut hasher);
     hasher.finish()
@@ -36,16 +41,17 @@ fn feed(array: &ArrayRef, i: usize, to: &mut DefaultHasher) {
         DataType::Boolean => array.as_boolean().value(i).hash(to),
         DataType::Int32 => i64::from(array.as_primitive::<Int32Type>().value(i)).hash(to),
         DataType::Int64 => array.as_primitive::<Int64Type>().value(i).hash(to),
-        // By their bits: -0 is not 0, as it is not printed alike.
-        DataType::Float32 => array.as_primitive::<Float32Type>().value(i).to_bits().hash(to),
-        DataType::Float64 => array.as_primitive::<Float64Type>().value(i).to_bits().hash(to),
+        DataType::Float32 => bits_32(array.as_primitive::<Float32Type>().value(i)).hash(to),
+        DataType::Float64 => bits_64(array.as_primitive::<Float64Type>().value(i)).hash(to),
         DataType::Utf8 => array.as_string::<i32>().value(i).hash(to),
         DataType::Binary => array.as_binary::<i32>().value(i).hash(to),
         // A numeric that lost its precision is a text from then on, with the same digits.
         DataType::Decimal128(..) => array.as_primitive::<Decimal128Type>().value_as_string(i).hash(to),
         DataType::Date32 => array.as_primitive::<Date32Type>().value(i).hash(to),
-        DataType::Time64(_) => array.as_primitive::<Time64MicrosecondType>().value(i).hash(to),
-        DataType::Timestamp(..) => array.as_primitive::<TimestampMicrosecondType>().value(i).hash(to),
+        DataType::Time64(TimeUnit::Microsecond) => array.as_primitive::<Time64MicrosecondType>().value(i).hash(to),
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            array.as_primitive::<TimestampMicrosecondType>().value(i).hash(to)
+        }
         DataType::List(_) => {
             let list = array.as_list::<i32>().value(i);
             list.len().hash(to);
@@ -53,14 +59,39 @@ fn feed(array: &ArrayRef, i: usize, to: &mut DefaultHasher) {
         }
         DataType::Map(..) => {
             let entries = array.as_map().value(i);
-            entries.len().hash(to);
-            for i in 0..entries.len() {
-                entries.columns().iter().for_each(|column| feed(column, i, to));
-            }
+            let entry = |i| {
+                let columns = entries.columns();
+                move |to: &mut DefaultHasher| columns.iter().for_each(|column| feed(column, i, to))
+            };
+            feed_unordered((0..entries.len()).map(entry), to);
         }
         DataType::Struct(_) => array.as_struct().columns().iter().for_each(|column| feed(column, i, to)),
         other => format!("{other:?}").hash(to),
     }
+}
+
+/// Of a map's entries, which have no order: other writers give them another.
+pub(crate) fn feed_unordered(
+    entries: impl ExactSizeIterator<Item = impl Fn(&mut DefaultHasher)>,
+    to: &mut DefaultHasher,
+) {
+    entries.len().hash(to);
+    let one = |entry: &dyn Fn(&mut DefaultHasher)| {
+        let mut hasher = DefaultHasher::new();
+        entry(&mut hasher);
+        hasher.finish()
+    };
+    entries.fold(0u64, |sum, entry| sum.wrapping_add(one(&entry))).hash(to);
+}
+
+/// Equal where they are printed alike: -0 is not 0, and there is one NaN.
+pub(crate) fn bits_32(value: f32) -> u32 {
+    if value.is_nan() { f32::NAN } else { value }.to_bits()
+}
+
+/// The same of a double.
+pub(crate) fn bits_64(value: f64) -> u64 {
+    if value.is_nan() { f64::NAN } else { value }.to_bits()
 }
 
 /// As text; None: NULL.
@@ -75,30 +106,13 @@ pub(crate) fn text(array: &ArrayRef, i: usize) -> Option<String> {
         DataType::Float32 => array.as_primitive::<Float32Type>().value(i).to_string(),
         DataType::Float64 => array.as_primitive::<Float64Type>().value(i).to_string(),
         DataType::Utf8 => array.as_string::<i32>().value(i).to_owned(),
-        DataType::Binary => {
-            let hex: String = array.as_binary::<i32>().value(i).iter().map(|b| format!("{b:02x}")).collect();
-            format!("\\x{hex}")
-        }
+        DataType::Binary => bytes_text(array.as_binary::<i32>().value(i)),
         DataType::Decimal128(..) => array.as_primitive::<Decimal128Type>().value_as_string(i),
-        DataType::Date32 => match array.as_primitive::<Date32Type>().value(i) {
-            i32::MAX => "infinity".into(),
-            days if days == -i32::MAX => "-infinity".into(),
-            days => {
-                let (date, bc) = date(i64::from(days));
-                format!("{date}{bc}")
-            }
-        },
-        DataType::Time64(_) => clock(array.as_primitive::<Time64MicrosecondType>().value(i)),
-        DataType::Timestamp(_, zone) => match array.as_primitive::<TimestampMicrosecondType>().value(i) {
-            i64::MAX => "infinity".into(),
-            micros if micros == -i64::MAX => "-infinity".into(),
-            micros => {
-                const DAY: i64 = 86_400_000_000;
-                let (date, bc) = date(micros.div_euclid(DAY));
-                let zone = if zone.is_some() { "+00" } else { "" };
-                format!("{date} {}{zone}{bc}", clock(micros.rem_euclid(DAY)))
-            }
-        },
+        DataType::Date32 => date_text(array.as_primitive::<Date32Type>().value(i)),
+        DataType::Time64(TimeUnit::Microsecond) => time_text(array.as_primitive::<Time64MicrosecondType>().value(i)),
+        DataType::Timestamp(TimeUnit::Microsecond, zone) => {
+            timestamp_text(array.as_primitive::<TimestampMicrosecondType>().value(i), zone.is_some())
+        }
         DataType::List(_) => {
             let list = array.as_list::<i32>().value(i);
             let items: Vec<String> = (0..list.len()).map(|i| text(&list, i).unwrap_or("NULL".into())).collect();
@@ -113,6 +127,35 @@ pub(crate) fn text(array: &ArrayRef, i: usize) -> Option<String> {
     })
 }
 
+pub(crate) fn bytes_text(bytes: &[u8]) -> String {
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("\\x{hex}")
+}
+
+pub(crate) fn date_text(days: i32) -> String {
+    match days {
+        i32::MAX => "infinity".into(),
+        days if days == -i32::MAX => "-infinity".into(),
+        days => {
+            let (date, bc) = date(i64::from(days));
+            format!("{date}{bc}")
+        }
+    }
+}
+
+pub(crate) fn timestamp_text(micros: i64, zoned: bool) -> String {
+    match micros {
+        i64::MAX => "infinity".into(),
+        micros if micros == -i64::MAX => "-infinity".into(),
+        micros => {
+            const DAY: i64 = 86_400_000_000;
+            let (date, bc) = date(micros.div_euclid(DAY));
+            let zone = if zoned { "+00" } else { "" };
+            format!("{date} {}{zone}{bc}", time_text(micros.rem_euclid(DAY)))
+        }
+    }
+}
+
 fn date(days: i64) -> (String, &'static str) {
     let (year, month, day) = civil_from_days(days);
     match year {
@@ -121,7 +164,7 @@ fn date(days: i64) -> (String, &'static str) {
     }
 }
 
-fn clock(micros: i64) -> String {
+pub(crate) fn time_text(micros: i64) -> String {
     let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
     let mut text = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
     if fraction > 0 {

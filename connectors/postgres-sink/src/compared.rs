@@ -1,8 +1,9 @@
 //! What of the warehouse is compared with the source: the sink's tables, as one
 //! snapshot has them.
 
-use config::PostgresSink as Config;
+use config::{PostgresServer, PostgresSink as Config};
 use connector::{Error, Result};
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::error::failed;
@@ -28,13 +29,47 @@ pub struct ComparedTable {
     pub not_comparable: Option<String>,
 }
 
-/// Connects, with the settings that decide how values look; stands still in
-/// transactions for as long as a comparison takes.
-pub async fn connect(config: &Config) -> Result<Client> {
-    let client = session::connect(&config.server).await?;
-    let waits = client.batch_execute("SET idle_in_transaction_session_timeout = 0").await;
-    waits.map_err(|error| failed(error, "could not set up the session"))?;
-    Ok(client)
+/// A session that holds a snapshot, and one that reads under it.
+pub type Sessions = (Client, Client);
+
+/// Sessions with each server of the configuration that takes writes: of
+/// several such the one is the sink's that has its checkpoint. They have the
+/// settings that decide how values look, and stand still in transactions for as
+/// long as a comparison takes.
+pub async fn connect(config: &Config) -> Result<Vec<Sessions>> {
+    let mut hosts = JoinSet::new();
+    for (i, host) in config.server.hosts.iter().enumerate() {
+        let server = PostgresServer { hosts: vec![host.clone()], ..config.server.clone() };
+        hosts.spawn(async move { (i, pair(&server).await) });
+    }
+    let (mut found, mut last) = (Vec::new(), None);
+    while let Some(joined) = hosts.join_next().await {
+        match joined.map_err(|error| Error::halt("could not connect to the warehouse").because(error))? {
+            (i, Ok(Some(pair))) => found.push((i, pair)),
+            (_, Ok(None)) => {}
+            (_, Err(error)) => last = Some(error),
+        }
+    }
+    found.sort_by_key(|(i, _)| *i);
+    if found.is_empty() {
+        let name = session::name(&config.server);
+        let none = || Error::retry(format!("no server of {name} takes writes")).hint("is one of them being promoted?");
+        return Err(last.unwrap_or_else(none));
+    }
+    Ok(found.into_iter().map(|(_, pair)| pair).collect())
+}
+
+/// None: it is a standby.
+async fn pair(server: &PostgresServer) -> Result<Option<Sessions>> {
+    let attempt = || format!("could not set up a session with {}", session::name(server));
+    let (holder, worker) = (session::connect(server).await?, session::connect(server).await?);
+    for client in [&holder, &worker] {
+        let waits = client.batch_execute("SET idle_in_transaction_session_timeout = 0").await;
+        waits.map_err(|error| failed(error, attempt()))?;
+    }
+    let standby = holder.query_one("SELECT pg_is_in_recovery()", &[]).await;
+    let standby: bool = standby.map_err(|error| failed(error, attempt()))?.get(0);
+    Ok((!standby).then_some((holder, worker)))
 }
 
 /// The sink's checkpoint, as the client's transaction sees it.

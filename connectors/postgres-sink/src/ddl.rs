@@ -16,7 +16,7 @@ use crate::error::failed;
 use crate::plan::Plan;
 use crate::sql::{literal, qualified, quote};
 use crate::table::{Mirror, MirrorColumn};
-use crate::types::{Fit, Target, base, cast};
+use crate::types::{Fit, Target, base, cast, held};
 
 /// PostgreSQL cuts longer names silently.
 const NAME_BYTES: usize = 63;
@@ -107,14 +107,22 @@ async fn existing(client: &Client, mirror: &Mirror, plan: &Plan) -> Result<Optio
         return Err(Error::halt(format!("table {} holds rows that this sink did not put there", mirror.quoted()))
             .hint("empty or drop the table, or give the sink a `schema` of its own"));
     }
-    let sql = "SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute
+    let sql = "SELECT attname::text, format_type(atttypid, atttypmod),
+                      (SELECT typtype = 'e' FROM pg_type WHERE oid = atttypid) FROM pg_attribute
                 WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped";
     let rows = client.query(sql, &[&oid]).await.map_err(|error| failed(error, attempt()))?;
     let mut columns = Vec::new();
     for row in rows {
-        let (name, ty): (String, String) = (row.get(0), row.get(1));
+        let (name, ty, labels): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
         let Some(i) = plan.shape.table.columns.iter().position(|column| column.name == name) else { continue };
-        let fit = if ty == plan.targets[i].sql { plan.targets[i].fit } else { Fit::Widened };
+        let target = &plan.targets[i];
+        let Some(fit) = held(target, &ty, labels) else {
+            let (quoted, column) = (mirror.quoted(), quote(&name));
+            let what =
+                format!("column {column} of table {quoted} is {ty}, which could change values of {}", target.sql);
+            let alter = format!("ALTER TABLE {quoted} ALTER COLUMN {column} TYPE {}", target.sql);
+            return Err(Error::halt(what).hint(format!("drop the table, which is empty, or: {alter}")));
+        };
         columns.push(MirrorColumn { ty, fit, ..column(plan, i, &plan.targets[i]) });
     }
     Ok(Some(columns))

@@ -94,7 +94,8 @@ impl Ledger {
                 range.start, self.sink
             )));
         }
-        if others.is_some_and(|others| others <= range.end) {
+        // A sink that is new has no place yet: the others begin where the table does.
+        if others.is_none_or(|others| others <= range.end) {
             self.join(client, Some(stream)).await?;
         }
         fault::point("lane-advanced");

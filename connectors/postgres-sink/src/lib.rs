@@ -37,7 +37,7 @@ mod wire;
 mod work;
 
 pub use check::{Finding, check};
-pub use compared::{ComparedTable, checkpoint, compared, connect};
+pub use compared::{ComparedTable, Sessions, checkpoint, compared, connect};
 pub use drift::{Drift, drift};
 pub use lane::may_move_back;
 pub use settings::Settings;

@@ -3,7 +3,11 @@
 //! A built-in type is the same there: exact. A type of the source's own (enum,
 //! domain, composite, of an extension) is used where the warehouse has one of
 //! that name; else the column is the domain's base, or text as the source
-//! prints it: widened. Nothing is ever narrowed.
+//! prints it: widened. Such types are not made here: the log does not carry an
+//! enum's labels or a domain's checks, and the stream does not tell when they
+//! change; a value would then be refused that the source has.
+//!
+//! A column that somebody made is taken where it loses nothing: `held`.
 
 use std::collections::HashMap;
 
@@ -22,6 +26,8 @@ pub(crate) enum Fit {
     Exact,
     /// Holds every value, and others too.
     Widened,
+    /// Somebody made it so: takes a value as it is, or refuses it aloud.
+    Narrowed,
 }
 
 /// How values go over the line: the types of staging columns and parameters.
@@ -244,8 +250,7 @@ impl OwnTypes {
         }
         let sql = fallback(ty, db_type);
         let wire = Wire::of(ty, &sql);
-        let fit = if matches!(wire, Wire::Text) { Fit::Widened } else { Fit::Exact };
-        Target { sql, fit, wire }
+        Target { sql, fit: Fit::Widened, wire }
     }
 }
 
@@ -265,6 +270,52 @@ fn fallback(ty: &Type, db_type: &str) -> String {
         }
         _ => Wire::of(ty, "").sql().to_owned(),
     }
+}
+
+/// What a column that somebody made of another type does to the target's values;
+/// None: it could change one without a word, as `numeric(9,2)` rounds what has
+/// three digits. `labels`: it is an enum.
+pub(crate) fn held(target: &Target, there: &str, labels: bool) -> Option<Fit> {
+    const INTEGERS: [(&str, i64); 4] = [("smallint", 5), ("integer", 10), ("oid", 10), ("bigint", 19)];
+    if there == target.sql {
+        return Some(target.fit);
+    }
+    let (from, to) = (base(&target.sql), base(there));
+    let (had, has) = (modifiers(&target.sql), modifiers(there));
+    let integer = |name: &str| INTEGERS.iter().find(|(of, _)| *of == name).map(|(_, digits)| *digits);
+    // Digits before and behind the point; None: as many as there are.
+    let digits = |name: &str, of: &[i64]| match (integer(name), of) {
+        (Some(digits), _) => Some((digits, 0)),
+        (None, [precision, scale]) => Some((precision - scale, *scale)),
+        _ => None,
+    };
+    let holds = match (from.as_str(), to.as_str()) {
+        _ if labels => return (from == "text").then_some(Fit::Narrowed),
+        (_, "text") => true,
+        (_, "character varying") => has.is_empty() || (from == to && had.first().is_some_and(|n| *n <= has[0])),
+        ("smallint" | "integer" | "bigint", "smallint" | "integer" | "bigint") => {
+            return Some(if integer(&from) < integer(&to) { Fit::Widened } else { Fit::Narrowed });
+        }
+        ("smallint" | "integer" | "oid" | "bigint" | "numeric", "numeric") => {
+            match (digits(&from, &had), digits(&to, &has)) {
+                (_, None) => true,
+                (Some((whole, fraction)), Some((room, scale))) => whole <= room && fraction <= scale,
+                (None, Some(_)) => false,
+            }
+        }
+        ("oid", "bigint") | ("real", "double precision") => true,
+        // Without a length these are of length 1.
+        (_, "character" | "bit") => false,
+        _ if from != to => false,
+        _ => has.is_empty() || had.len() == has.len() && had.iter().zip(&has).all(|(had, has)| had <= has),
+    };
+    holds.then_some(Fit::Widened)
+}
+
+/// The numbers of a type's modifier: of `numeric(12,2)` 12 and 2.
+fn modifiers(db_type: &str) -> Vec<i64> {
+    let inner = db_type.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    inner.map_or(Vec::new(), |(inner, _)| inner.split(',').filter_map(|n| n.trim().parse().ok()).collect())
 }
 
 const NUMBERS: &[&str] = &["smallint", "integer", "bigint", "oid", "numeric"];
@@ -325,6 +376,45 @@ mod tests {
         ] {
             let target = types.target(&ty, db_type);
             assert_eq!((target.sql.as_str(), target.wire), (sql, wire), "{db_type}");
+            assert_eq!(target.fit == Fit::Exact, sql == db_type, "{db_type} as {sql}");
+        }
+    }
+
+    #[test]
+    fn a_column_that_somebody_made_is_taken_where_it_changes_no_value() {
+        let check = |from: &str, there: &str, expected: Option<Fit>| {
+            let target = Target { sql: from.into(), fit: Fit::Exact, wire: Wire::Text };
+            assert_eq!(held(&target, there, there == "mood"), expected, "{from} in {there}");
+        };
+        let (exact, widened, narrowed) = (Some(Fit::Exact), Some(Fit::Widened), Some(Fit::Narrowed));
+        for (from, there, expected) in [
+            ("numeric(12,2)", "numeric(12,2)", exact),
+            ("numeric(12,2)", "numeric", widened),
+            ("numeric(12,2)", "numeric(14,3)", widened),
+            ("numeric(12,2)", "numeric(13,4)", None),
+            ("numeric(12,2)", "numeric(12,1)", None),
+            ("numeric", "numeric(12,2)", None),
+            ("numeric(12,2)", "integer", None),
+            ("integer", "bigint", widened),
+            ("bigint", "integer", narrowed),
+            ("integer", "numeric(10,0)", widened),
+            ("bigint", "numeric(10,0)", None),
+            ("double precision", "real", None),
+            ("real", "double precision", widened),
+            ("character varying(5)", "character varying(8)", widened),
+            ("text", "character varying(8)", None),
+            ("character(5)", "character varying", widened),
+            ("character varying(5)", "character(5)", None),
+            ("timestamp(3) without time zone", "timestamp without time zone", widened),
+            ("timestamp without time zone", "timestamp(3) without time zone", None),
+            ("timestamp with time zone", "timestamp without time zone", None),
+            ("timestamp without time zone", "date", None),
+            ("json", "jsonb", None),
+            ("integer[]", "text", widened),
+            ("text", "mood", narrowed),
+            ("text", "interval", None),
+        ] {
+            check(from, there, expected);
         }
     }
 

@@ -14,7 +14,7 @@ pub(crate) async fn compare(
     limits: Limits,
 ) -> Result<Outcome> {
     let table = rows.table().clone();
-    let mut state = State::new(&table, files.meta_prefix());
+    let mut state = State::new(&table);
     if let Err(why) = files.fold(&table.stream(), upto, &mut state).await? {
         return Ok(Outcome::skipped(why));
     }
