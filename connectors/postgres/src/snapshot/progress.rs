@@ -11,6 +11,7 @@ use crate::catalog::CatalogTable;
 const TABLE: &str = connector::FOLLOWED;
 const CHUNK: &str = "source/chunk/";
 const OWED: &str = "source/owed/";
+const LEFT: &str = "source/left/";
 
 /// A table's generation, as the log remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +83,8 @@ pub(crate) struct TableProgress {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
     tables: Arc<Mutex<BTreeMap<String, TableProgress>>>,
+    /// The last generation of tables that are followed no more.
+    left: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl Progress {
@@ -94,6 +97,10 @@ impl Progress {
             for (key, value) in state.prefix(TABLE.as_bytes()) {
                 let table: &mut TableProgress = tables.entry(text(&key[TABLE.len()..])).or_default();
                 table.generation = serde_json::from_slice(value).ok();
+            }
+            let mut left = progress.left.lock().unwrap_or_else(PoisonError::into_inner);
+            for (key, value) in state.prefix(LEFT.as_bytes()) {
+                left.insert(text(&key[LEFT.len()..]), text(value).parse().unwrap_or(0));
             }
             for (key, _) in state.prefix(CHUNK.as_bytes()) {
                 let key = text(&key[CHUNK.len()..]);
@@ -204,12 +211,22 @@ impl Progress {
         self.set(stream, Generation { finished: false, next_for: Some(sinks), ..generation })
     }
 
+    /// Counts the next reading of a table: destinations may still hold what an
+    /// earlier one brought, be it followed no more since.
+    pub(crate) fn next_generation(&self, stream: &str) -> u64 {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).get(stream).copied();
+        self.get(stream).generation.map(|read| read.generation).max(left).unwrap_or(0) + 1
+    }
+
     /// The table is followed no more.
     pub(crate) fn forget(&self, stream: &str) -> Vec<StateChange> {
+        let last = self.next_generation(stream) - 1;
         let Some(table) = self.lock().remove(stream) else { return Vec::new() };
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).insert(stream.to_owned(), last);
         let chunks = table.chunks.iter().map(|&(leaf, number)| chunk_key(stream, leaf, number));
         let owed = table.owed.iter().map(|key| owed_key(stream, key));
-        chunks.chain(owed).chain([format!("{TABLE}{stream}")]).map(remove).collect()
+        let all = chunks.chain(owed).chain([format!("{TABLE}{stream}")]).map(remove);
+        all.chain([put(format!("{LEFT}{stream}"), last.to_string().into_bytes())]).collect()
     }
 
     pub(crate) fn set_total(&self, stream: &str, total: u64) {

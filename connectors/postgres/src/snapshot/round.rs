@@ -128,7 +128,7 @@ impl<S: Schemas> Round<'_, S> {
                         sinks: before.as_ref().map_or_else(Vec::new, |g| g.sinks_of_next(table)),
                         next_for: None,
                         heard: before.as_ref().map(|g| g.heard.clone()).unwrap_or_default(),
-                        generation: before.map_or(1, |g| g.generation + 1),
+                        generation: self.progress.next_generation(&compiled.stream),
                         finished: false,
                         file_nodes: nodes,
                         shape: compiled.number,
