@@ -110,6 +110,15 @@ async fn every_fault_of_a_badly_set_up_server_is_told_and_its_sql_makes_check_gr
 
 #[tokio::test(flavor = "multi_thread")]
 async fn for_a_role_that_is_not_there_the_whole_set_up_is_printed() {
+    whole_set_up("root", "parts").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_whole_set_up_publishes_partitions_each_by_itself_where_that_is_asked_for() {
+    whole_set_up("leaf", "parts_1").await;
+}
+
+async fn whole_set_up(partitions: &str, captured: &str) {
     let postgres = Postgres::new(17).await;
     let sql = "
         CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (1), (2);
@@ -119,12 +128,12 @@ async fn for_a_role_that_is_not_there_the_whole_set_up_is_printed() {
         CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10); INSERT INTO parts VALUES (1);
         CREATE SCHEMA other; CREATE TABLE other.t (id int PRIMARY KEY)";
     postgres.client().await.batch_execute(sql).await.unwrap();
-    let folder = folder("new-role");
+    let folder = folder(&format!("new-role-{partitions}"));
     let role = format!("new \"role\" of {}", postgres.database);
     let encoded = role.replace(' ', "%20").replace('"', "%22");
     let config = to_folder(&postgres, &folder.join("lake"), "300ms")
         .replace("highwater@", &format!("{encoded}@"))
-        .replace("[log]", "tables = [\"public.*\", \"!public.tmp_*\"]\n[log]");
+        .replace("[log]", &format!("tables = [\"public.*\", \"!public.tmp_*\"]\npartitions = \"{partitions}\"\n[log]"));
     let mut daemon = Daemon::new(&folder, &config);
     let (code, findings) = found(&daemon);
     assert_eq!(code, 3, "{findings:#?}");
@@ -139,7 +148,10 @@ async fn for_a_role_that_is_not_there_the_whole_set_up_is_printed() {
     assert!(findings.iter().all(|finding| finding["severity"] == "warning"), "{findings:#?}");
     assert_eq!(code, 0);
     daemon.catch_up();
-    assert_eq!(daemon.tail("shop", &[]).len(), 4);
+    let mut tables: Vec<String> =
+        daemon.tail("shop", &[]).iter().map(|event| event["table"].as_str().unwrap().to_owned()).collect();
+    tables.sort();
+    assert_eq!(tables, ["keyless", "orders", "orders", captured]);
     let may = format!(
         "SELECT r.rolsuper, r.rolcreatedb, has_table_privilege(r.oid, 'public.tmp_1', 'SELECT'),
                 has_table_privilege(r.oid, 'other.t', 'SELECT'), has_table_privilege(r.oid, 'public.orders', 'INSERT')

@@ -20,7 +20,8 @@ pub use listen::{Http, Listen, ListenTls, ListenToken, ListenUser, Role};
 pub use object_store::{Compression, FileFormat, ObjectStore, PartitionBy};
 pub use pattern::Patterns;
 pub use postgres::{
-    OnIncompatible, Postgres, PostgresHost, PostgresServer, PostgresTls, Session, SnapshotMode, TableOptions,
+    OnIncompatible, Partitions, Postgres, PostgresHost, PostgresServer, PostgresTls, Session, SnapshotMode,
+    TableOptions,
 };
 pub use postgres_sink::{DroppedColumns, PostgresSink, WarehouseMode};
 pub use registry::{ExternalRegistry, Registry, ServedRegistry};

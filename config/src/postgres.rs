@@ -89,6 +89,8 @@ pub struct Postgres {
     pub snapshot_rows_per_second: u64,
     /// How often an idle position is made durable and acknowledged.
     pub heartbeat: Duration,
+    /// Whose changes those of a partition are.
+    pub partitions: Partitions,
     /// A greater row goes to the quarantine.
     pub max_row: u64,
     /// What is done with a table whose new shape its subject's level forbids.
@@ -149,6 +151,15 @@ pub enum PostgresTls {
     },
 }
 
+/// Whose changes those of a partition are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partitions {
+    /// Its root's: a partitioned table is one table.
+    Root,
+    /// Its own: each that holds rows is a table, and what it is a part of is none.
+    Leaf,
+}
+
 /// Whether tables are read before they are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotMode {
@@ -177,6 +188,10 @@ impl Postgres {
             snapshot_connections: 2,
             snapshot_rows_per_second: 0,
             heartbeat: section.duration("heartbeat").unwrap_or(Duration::from_secs(10)),
+            partitions: match section.choice("partitions", &["root", "leaf"]) {
+                "leaf" => Partitions::Leaf,
+                _ => Partitions::Root,
+            },
             max_row: section.bytes("max_row").unwrap_or(64 << 20),
             on_incompatible: OnIncompatible::read(&mut section, OnIncompatible::Park),
             table_options: Vec::new(),
@@ -184,9 +199,6 @@ impl Postgres {
         let slot_is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         if source.slot.is_empty() || source.slot.len() > 63 || !source.slot.chars().all(slot_is_plain) {
             section.fault("slot", "a slot's name has only a-z, 0-9 and _, 63 at most", None);
-        }
-        if section.choice("partitions", &["root", "leaf"]) == "leaf" {
-            section.fault("partitions", "\"leaf\" is not in this version", Some("leave it out: \"root\""));
         }
         if let Some(mut snapshot) = section.section("snapshot") {
             if snapshot.choice("mode", &["initial", "never"]) == "never" {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use config::Partitions;
 use connector::Result;
 use tokio_postgres::{Client, Row};
 
@@ -59,6 +60,15 @@ impl CatalogTable {
 
     pub(crate) fn quoted(&self) -> String {
         format!("{}.{}", quote(&self.schema), quote(&self.name))
+    }
+
+    /// Whether the stream tells its changes under its own name.
+    pub(crate) fn is_told(&self, partitions: Partitions) -> bool {
+        let whole = match partitions {
+            Partitions::Root => matches!(self.kind, 'r' | 'p') && !self.is_partition,
+            Partitions::Leaf => self.kind == 'r',
+        };
+        whole && self.persistence == 'p'
     }
 
     /// Whether old rows can be told: else updates and deletes cannot be published.

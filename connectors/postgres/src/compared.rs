@@ -47,7 +47,7 @@ pub async fn compared(client: &Client, config: &Postgres, wanted: impl Fn(&str) 
     let tables = catalog::tables(client, None, |name| config.tables.matches(name) && wanted(name)).await?;
     let mut found = Vec::new();
     for table in tables {
-        if !matches!(table.kind, 'r' | 'p') || table.is_partition || table.persistence != 'p' {
+        if !table.is_told(config.partitions) {
             continue;
         }
         let options = config.options(&table.schema, &table.name);

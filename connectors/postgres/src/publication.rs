@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use config::{Partitions, Postgres};
 use connector::{Error, Result};
 use tokio_postgres::Client;
 
@@ -20,6 +21,8 @@ pub(crate) struct Wanted {
     pub(crate) name: String,
     /// insert, update, delete, truncate.
     publish: [bool; 4],
+    /// Changes of a partition are its root's.
+    via_root: bool,
     /// (qualified for comparing, quoted for SQL).
     pub(crate) tables: Vec<(String, String)>,
 }
@@ -27,15 +30,16 @@ pub(crate) struct Wanted {
 const VERBS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
 /// The main publication, and the second one where there is need of it.
-pub(crate) fn wanted(publication: &str, tables: &[CatalogTable]) -> Vec<Wanted> {
+pub(crate) fn wanted(config: &Postgres, tables: &[CatalogTable]) -> Vec<Wanted> {
+    let (publication, via_root) = (&config.publication, config.partitions == Partitions::Root);
     let pick = |whole: bool| -> Vec<(String, String)> {
         tables.iter().filter(|t| t.has_identity() == whole).map(|t| (t.qualified(), t.quoted())).collect()
     };
-    let mut out = vec![Wanted { name: publication.into(), publish: [true; 4], tables: pick(true) }];
+    let mut out = vec![Wanted { name: publication.clone(), publish: [true; 4], via_root, tables: pick(true) }];
     let without = pick(false);
     if !without.is_empty() {
         let publish = [true, false, false, true];
-        out.push(Wanted { name: format!("{publication}_inserts"), publish, tables: without });
+        out.push(Wanted { name: format!("{publication}_inserts"), publish, via_root, tables: without });
     }
     out
 }
@@ -54,7 +58,10 @@ impl Wanted {
             let list = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", tables.join(", ")) };
             let publish =
                 if self.publish == [true; 4] { String::new() } else { format!("publish = '{}', ", self.verbs()) };
-            return vec![format!("CREATE PUBLICATION {name}{list} WITH ({publish}publish_via_partition_root = true)")];
+            let via_root = self.via_root;
+            return vec![format!(
+                "CREATE PUBLICATION {name}{list} WITH ({publish}publish_via_partition_root = {via_root})"
+            )];
         };
         let mut sql = there.options(self);
         let lacking: Vec<&str> =
@@ -74,7 +81,10 @@ pub(crate) struct Published {
     /// Of all tables: none can be added or taken out.
     pub(crate) all: bool,
     publish: [bool; 4],
+    /// Those that it tells of, as its options are.
     tables: BTreeSet<String>,
+    /// Those that are in it by name.
+    members: BTreeSet<String>,
     /// Of which only some rows are told (true), or some columns.
     pub(crate) thinned: BTreeMap<String, bool>,
 }
@@ -92,18 +102,24 @@ impl Published {
                      JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
                     WHERE p.pubname = $1 AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL";
         let thinned = client.query(sql, &[&name]).await.map_err(failed)?;
+        let sql = "SELECT concat(n.nspname, '.', c.relname)
+                     FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                     JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+                    WHERE p.pubname = $1";
+        let members = client.query(sql, &[&name]).await.map_err(failed)?;
         Ok(Some(Self {
             name: name.into(),
             via_root: row.get(0),
             all: row.get(1),
             publish: [row.get(2), row.get(3), row.get(4), row.get(5)],
             tables: published(client, name).await?,
+            members: members.iter().map(|row| row.get(0)).collect(),
             thinned: thinned.iter().map(|row| (row.get(0), row.get(1))).collect(),
         }))
     }
 
     pub(crate) fn holds(&self, table: &str) -> bool {
-        self.all || self.tables.contains(table)
+        self.all || self.tables.contains(table) || self.members.contains(table)
     }
 
     /// Whether a table in it must be able to tell its old rows.
@@ -115,8 +131,9 @@ impl Published {
     pub(crate) fn options(&self, wanted: &Wanted) -> Vec<String> {
         let name = quote(&self.name);
         let mut sql = Vec::new();
-        if !self.via_root {
-            sql.push(format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)"));
+        if self.via_root != wanted.via_root {
+            let via_root = wanted.via_root;
+            sql.push(format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = {via_root})"));
         }
         if self.publish != wanted.publish {
             sql.push(format!("ALTER PUBLICATION {name} SET (publish = '{}')", wanted.verbs()));

@@ -85,7 +85,7 @@ async fn look(client: &Client, config: &Postgres) -> Result<BTreeMap<u32, Seen>>
     let types = Types::read(client).await?;
     let mut seen = BTreeMap::new();
     for table in catalog::tables(client, None, |name| config.tables.matches(name)).await? {
-        if !matches!(table.kind, 'r' | 'p') || table.is_partition || table.persistence != 'p' {
+        if !table.is_told(config.partitions) {
             continue;
         }
         let (shape, _) = shape::of(config, &types, &table)?;

@@ -1,7 +1,7 @@
 //! The whole set-up of a server for a source, from the configuration alone: for
 //! a role that cannot get in yet, and so can see nothing.
 
-use config::Postgres;
+use config::{Partitions, Postgres};
 
 use crate::plan::{literal, quote};
 
@@ -23,6 +23,10 @@ pub(crate) fn is_wanted(error: &connector::Error) -> bool {
 pub(crate) fn script(config: &Postgres) -> String {
     let (role, database) = (quote(&config.user), quote(&config.database));
     let (publication, inserts) = (config.publication.clone(), format!("{}_inserts", config.publication));
+    let (via_root, told) = match config.partitions {
+        Partitions::Root => (true, "c.relkind IN ('r', 'p') AND NOT c.relispartition"),
+        Partitions::Leaf => (false, "c.relkind = 'r'"),
+    };
     let (wanted, unwanted) = regexes(config.tables.given());
     format!(
         r#"-- For source {source} of highwater: run it as superuser in database {database}.
@@ -40,7 +44,7 @@ DECLARE
   publication text;
 BEGIN
   IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = main) THEN
-    EXECUTE format('CREATE PUBLICATION %I WITH (publish_via_partition_root = true)', main);
+    EXECUTE format('CREATE PUBLICATION %I WITH (publish_via_partition_root = {via_root})', main);
   END IF;
   FOR found IN
     SELECT c.oid, n.nspname, c.relname, c.relrowsecurity,
@@ -48,7 +52,7 @@ BEGIN
              SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
                 AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) END AS tells_old_rows
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-     WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
+     WHERE {told} AND c.relpersistence = 'p'
        AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
        AND concat(n.nspname, '.', c.relname) ~ ANY ({wanted}) AND NOT concat(n.nspname, '.', c.relname) ~ ANY ({unwanted})
      ORDER BY 2, 3
@@ -68,7 +72,7 @@ BEGIN
     -- Published with updates, a table without a replica identity could be updated no more.
     publication := CASE WHEN found.tells_old_rows THEN main ELSE inserts END;
     IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = publication) THEN
-      EXECUTE format('CREATE PUBLICATION %I WITH (publish = %L, publish_via_partition_root = true)', publication, 'insert, truncate');
+      EXECUTE format('CREATE PUBLICATION %I WITH (publish = %L, publish_via_partition_root = {via_root})', publication, 'insert, truncate');
     END IF;
     IF NOT EXISTS (SELECT FROM pg_publication_tables t
                     WHERE t.pubname = publication AND t.schemaname = found.nspname AND t.tablename = found.relname) THEN

@@ -13,7 +13,7 @@ use crate::target::Servers;
 /// A database, looked at.
 #[derive(Clone, Debug)]
 pub struct Survey {
-    /// Ordinary and partitioned tables that the configuration matches, by name.
+    /// Tables that would be captured, by name.
     pub tables: Vec<SurveyedTable>,
     /// What `check` says of the same configuration.
     pub findings: Vec<Finding>,
@@ -46,7 +46,7 @@ SELECT c.oid, sum(pg_table_size(t.relid))::int8, sum(greatest(l.reltuples, 0))::
 pub async fn survey(config: &Postgres) -> Result<Survey> {
     let client = Servers::of(config)?.connect().await?.1;
     let mut found = catalog::tables(&client, None, |name| config.tables.matches(name)).await?;
-    found.retain(|table| matches!(table.kind, 'r' | 'p') && table.persistence == 'p' && !table.is_partition);
+    found.retain(|table| table.is_told(config.partitions));
     found.sort_by_key(|table| (table.schema.clone(), table.name.clone()));
     let oids: Vec<u32> = found.iter().map(|table| table.oid).collect();
     let sizes = client.query(SIZES, &[&oids]).await;

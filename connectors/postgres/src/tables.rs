@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use config::Postgres;
+use config::{Partitions, Postgres};
 use connector::{Captured, Error, Result};
 use serde::Serialize;
 use tokio::sync::mpsc::Sender;
@@ -47,6 +47,7 @@ pub(crate) struct Selection {
 /// pattern only happens to match is passed over.
 pub(crate) async fn matching(client: &Client, config: &Postgres) -> Result<Vec<CatalogTable>> {
     let found = catalog::tables(client, None, |name| config.tables.matches(name)).await?;
+    let leaf = config.partitions == Partitions::Leaf;
     let mut tables = Vec::new();
     for table in found {
         let name = table.qualified();
@@ -54,11 +55,20 @@ pub(crate) async fn matching(client: &Client, config: &Postgres) -> Result<Vec<C
             'v' | 'm' => Some("it is a view, of which the WAL has no changes"),
             'f' => Some("it is a foreign table, of which the WAL has no changes"),
             _ if table.persistence == 'u' => Some("it is unlogged: the WAL has no changes of it"),
-            _ if table.is_partition => None,
-            _ => {
+            _ if table.is_told(config.partitions) => {
                 tables.push(table);
                 continue;
             }
+            'p' if leaf && has_settings(config, &table) => {
+                let what = format!("table.{name:?} is a partitioned table, and `partitions` is \"leaf\"");
+                return Err(
+                    Error::halt(what).hint("settings are of its partitions then: give the pattern of their names")
+                );
+            }
+            'p' if leaf => {
+                Some("it is partitioned, and `partitions` is \"leaf\": its partitions are, by their own names")
+            }
+            _ => None,
         };
         match why {
             Some(why) if is_named(config, &table) => {
@@ -71,9 +81,12 @@ pub(crate) async fn matching(client: &Client, config: &Postgres) -> Result<Vec<C
     }
     for exact in config.tables.exact() {
         if !tables.iter().any(|table| table.qualified() == exact) && config.tables.matches(exact) {
-            let what = format!("table {exact} does not exist, or is a partition");
-            return Err(Error::halt(what)
-                .hint("check `tables` of the source: names are schema.table, partitions go by their root"));
+            let (or_what, how) = match config.partitions {
+                Partitions::Root => (", or is a partition", ", partitions go by their root"),
+                Partitions::Leaf => ("", ""),
+            };
+            return Err(Error::halt(format!("table {exact} does not exist{or_what}"))
+                .hint(format!("check `tables` of the source: names are schema.table{how}")));
         }
     }
     if tables.is_empty() {
@@ -84,6 +97,11 @@ pub(crate) async fn matching(client: &Client, config: &Postgres) -> Result<Vec<C
 
 fn is_named(config: &Postgres, table: &CatalogTable) -> bool {
     config.tables.exact().any(|exact| exact == table.qualified())
+}
+
+fn has_settings(config: &Postgres, table: &CatalogTable) -> bool {
+    let name = table.qualified();
+    config.table_options.iter().any(|(pattern, _)| pattern.exact().any(|exact| exact == name))
 }
 
 /// SQL that lets a role read a table.
@@ -143,7 +161,7 @@ pub(crate) async fn prepare(client: &Client, config: &Postgres, lenient: bool) -
 
 async fn in_step(client: &Client, config: &Postgres, lenient: bool) -> Result<Selection> {
     let mut selection = select(client, config, lenient).await?;
-    for wanted in publication::wanted(&config.publication, &selection.tables) {
+    for wanted in publication::wanted(config, &selection.tables) {
         if wanted.name != config.publication {
             let names: Vec<&str> = wanted.tables.iter().map(|(name, _)| name.as_str()).collect();
             tracing::warn!(
@@ -178,13 +196,17 @@ async fn in_step(client: &Client, config: &Postgres, lenient: bool) -> Result<Se
 
 /// The publications that the stream is of.
 pub(crate) fn publications(config: &Postgres, tables: &[CatalogTable]) -> Vec<String> {
-    publication::wanted(&config.publication, tables).into_iter().map(|wanted| wanted.name).collect()
+    publication::wanted(config, tables).into_iter().map(|wanted| wanted.name).collect()
 }
 
-/// Tells each table its place in the publication that it is wanted in.
+/// Tells each table its place in the publication that it is wanted in: a
+/// partition that is not there itself has the place of what it is a part of.
 async fn place(client: &Client, config: &Postgres, tables: &mut [CatalogTable]) -> Result<()> {
-    let sql = "SELECT p.pubname::text, coalesce(r.prrelid, 0)::oid, coalesce(r.oid, 0)::oid, p.oid, p.xmin::text::int8
-                 FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = ANY($1)";
+    let sql = "SELECT p.pubname::text, coalesce(t.oid, 0)::oid, coalesce(r.oid, 0)::oid, p.oid, p.xmin::text::int8
+                 FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid
+                 LEFT JOIN LATERAL (SELECT r.prrelid AS oid, 0 AS level
+                                     UNION SELECT relid::oid, level FROM pg_partition_tree(r.prrelid::regclass)) t ON true
+                WHERE p.pubname = ANY($1) ORDER BY t.level DESC";
     let rows = client.query(sql, &[&publication::names(&config.publication)]).await;
     let rows = rows.map_err(|error| control_failed(error, "could not read what is published"))?;
     let (mut places, mut publications) = (HashMap::new(), HashMap::new());
@@ -193,7 +215,7 @@ async fn place(client: &Client, config: &Postgres, tables: &mut [CatalogTable]) 
         publications.insert(name.clone(), (row.get::<_, u32>(3), row.get::<_, i64>(4) as u32));
         places.insert((name, row.get::<_, u32>(1)), row.get::<_, u32>(2));
     }
-    for wanted in publication::wanted(&config.publication, tables) {
+    for wanted in publication::wanted(config, tables) {
         let Some(&(publication, options)) = publications.get(&wanted.name) else { continue };
         for table in tables.iter_mut().filter(|table| wanted.tables.iter().any(|(name, _)| *name == table.qualified()))
         {
@@ -207,17 +229,21 @@ async fn place(client: &Client, config: &Postgres, tables: &mut [CatalogTable]) 
 /// Everything that decides what is captured, and how.
 const STANDING: &str = "
 SELECT concat(n.nspname, '.', c.relname),
-       concat_ws(' ', c.oid, c.relreplident, coalesce(r.oid, 0), has_table_privilege(c.oid, 'SELECT'),
+       concat_ws(' ', c.oid, c.relreplident, coalesce(r.oid, 0), c.relispartition, has_table_privilege(c.oid, 'SELECT'),
                  (SELECT md5(string_agg(concat_ws('/', a.attnum, a.attname, a.atttypid, a.atttypmod, a.atthasmissing), ','
                                         ORDER BY a.attnum))
                     FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
                  CASE WHEN c.relkind = 'p' THEN
                      (SELECT md5(string_agg(concat_ws('/', l.relid::oid, pg_relation_filenode(l.relid)), ',' ORDER BY l.relid))
-                        FROM pg_partition_tree(c.oid) l WHERE l.isleaf) END)
+                        FROM pg_partition_tree(c.oid) l WHERE l.isleaf) END,
+                 CASE WHEN c.relispartition THEN
+                     (SELECT string_agg(above.oid::text, ',' ORDER BY above.oid)
+                        FROM pg_publication_rel above JOIN pg_publication p ON p.oid = above.prpubid AND p.pubname = ANY($1)
+                       WHERE above.prrelid IN (SELECT relid FROM pg_partition_ancestors(c.oid))) END)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN (pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = ANY($1))
     ON r.prrelid = c.oid
- WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
+ WHERE CASE WHEN $2 THEN c.relkind = 'r' ELSE c.relkind IN ('r', 'p') AND NOT c.relispartition END AND c.relpersistence = 'p'
    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 UNION ALL
 SELECT NULL, concat_ws(' ', pubname, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables)
@@ -227,7 +253,8 @@ SELECT NULL, concat('in recovery: ', pg_is_in_recovery())
  ORDER BY 1, 2";
 
 async fn standing(client: &Client, config: &Postgres) -> Result<Standing> {
-    let rows = client.query(STANDING, &[&publication::names(&config.publication)]).await;
+    let leaf = config.partitions == Partitions::Leaf;
+    let rows = client.query(STANDING, &[&publication::names(&config.publication), &leaf]).await;
     let rows = rows.map_err(|error| control_failed(error, "could not look at the tables"))?;
     let wanted = |name: &Option<String>| name.as_ref().is_none_or(|name| config.tables.matches(name));
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).filter(|(name, _)| wanted(name)).collect())

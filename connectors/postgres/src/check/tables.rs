@@ -30,7 +30,7 @@ pub(super) async fn look(client: &Client, config: &Postgres) -> connector::Resul
                 .sql(format!("ALTER ROLE {} BYPASSRLS;", quote(&config.user))),
         );
     }
-    let wanted = publication::wanted(&config.publication, &tables);
+    let wanted = publication::wanted(config, &tables);
     let (main, inserts) = (&wanted[0], wanted.get(1));
     let main_there = Published::read(client, &main.name).await?;
     findings.push(in_step(client, main, main_there.as_ref(), &tables).await?);
