@@ -21,6 +21,9 @@ pub(crate) struct Identity {
     /// It was a standby.
     #[serde(default)]
     pub(crate) standby: bool,
+    /// The slot has kept WAL only from here on, on this timeline; 0: not seen yet.
+    #[serde(default)]
+    pub(crate) kept_from: u64,
 }
 
 impl Identity {
@@ -45,6 +48,8 @@ pub(crate) struct Slot {
     pub(crate) database: String,
     pub(crate) active_pid: Option<i32>,
     pub(crate) confirmed: Lsn,
+    /// From where on WAL is kept for it; None: for one that is lost none is.
+    pub(crate) restart: Option<Lsn>,
     pub(crate) wal_status: String,
     /// Why it is of no use any more; empty: it is, or the server does not say.
     pub(crate) invalidated: String,
@@ -91,7 +96,8 @@ pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
                     coalesce((to_jsonb(s) ->> 'two_phase')::bool, false),
                     coalesce((to_jsonb(s) ->> 'synced')::bool, false), pg_is_in_recovery(),
                     coalesce(to_jsonb(s) ->> 'invalidation_reason',
-                             CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'conflict' END, '')
+                             CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'conflict' END, ''),
+                    restart_lsn::text
                FROM pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
@@ -107,6 +113,7 @@ pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
         synced: row.get(6),
         standby: row.get(7),
         invalidated: row.get(8),
+        restart: row.get::<_, Option<String>>(9).and_then(|restart| restart.parse().ok()),
     }))
 }
 
@@ -141,6 +148,10 @@ pub(crate) fn repair(source: &str) -> String {
 /// where the two part: what a promoted standby never had would be ours alone.
 /// A slot of a standby's own goes on through its promotion, though: what was
 /// confirmed to it beyond that place was read there.
+/// On the same timeline an older copy may have written past all that we know by
+/// now. What tells is the slot, which came with the copy: the server saves the
+/// place from where it keeps WAL before it acts on it, and moves it only on.
+/// (What was confirmed may go back in a crash.)
 pub(crate) fn same_server(
     ours: Ours<'_>,
     known: &Identity,
@@ -188,6 +199,17 @@ pub(crate) fn same_server(
         format!(
             "the server's WAL ends at {}, and the log holds changes up to {}: an older backup was restored",
             system.flushed,
+            durable.unwrap_or_default()
+        )
+    } else if let Some(restart) = slot.and_then(|slot| slot.restart)
+        && (known.timeline, &known.slot) == (now.timeline, &now.slot)
+        && restart.0 < known.kept_from
+    {
+        format!(
+            "slot {:?} kept WAL from {} on, and now from {restart} on: a slot never goes back, so an older backup was \
+             restored, and what the server has written since it, up to {}, is not what the log holds",
+            now.slot,
+            Lsn(known.kept_from),
             durable.unwrap_or_default()
         )
     } else if known.slot != now.slot {
@@ -255,6 +277,8 @@ pub struct SlotState {
     pub safe_bytes: Option<i64>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
+    #[serde(skip)]
+    pub(crate) restart: Lsn,
 }
 
 /// Looks at a source's slot; None: it is not there.
@@ -266,7 +290,7 @@ pub async fn slot_state(config: &Postgres) -> Result<Option<SlotState>> {
 pub(crate) async fn measure(client: &Client, name: &str) -> Result<Option<SlotState>> {
     let sql = "SELECT coalesce(greatest(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                                ELSE pg_current_wal_lsn() END, restart_lsn), 0)::bigint, 0),
-                      safe_wal_size, coalesce(wal_status, '')
+                      safe_wal_size, coalesce(wal_status, ''), coalesce(restart_lsn, '0/0')::text
                  FROM pg_replication_slots WHERE slot_name = $1";
     let failed = |error| control_failed(error, format!("could not measure slot {name:?}"));
     let row = client.query_opt(sql, &[&name]).await.map_err(failed)?;
@@ -274,6 +298,7 @@ pub(crate) async fn measure(client: &Client, name: &str) -> Result<Option<SlotSt
         retained_bytes: row.get::<_, i64>(0).max(0) as u64,
         safe_bytes: row.get(1),
         wal_status: row.get(2),
+        restart: row.get::<_, String>(3).parse().unwrap_or_default(),
     }))
 }
 
@@ -288,6 +313,7 @@ mod tests {
             database: "shop".into(),
             active_pid: None,
             confirmed: Lsn(0x200),
+            restart: Some(Lsn(0x180)),
             wal_status: "reserved".into(),
             invalidated: String::new(),
             two_phase: false,
@@ -320,6 +346,43 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_went_back_is_of_an_older_backup() {
+        let known = Identity {
+            system_identifier: "7".into(),
+            timeline: 1,
+            database: "shop".into(),
+            database_oid: 5,
+            slot: "s".into(),
+            standby: false,
+            kept_from: 0x200,
+        };
+        let system =
+            SystemIdentity { system_identifier: "7".into(), timeline: 1, flushed: Lsn(0x900), history: Vec::new() };
+        let slot = |restart| Slot {
+            plugin: "pgoutput".into(),
+            database: "shop".into(),
+            active_pid: None,
+            confirmed: Lsn(0x280),
+            restart,
+            wal_status: "reserved".into(),
+            two_phase: false,
+            synced: false,
+            standby: false,
+            invalidated: String::new(),
+        };
+        let ours = Ours { source: "shop", slot: "s", database: "shop" };
+        let same = |known: &Identity, now: &Identity, restart: Option<u64>| {
+            same_server(ours, known, now, &system, Some(&slot(restart.map(Lsn))), Some(Lsn(0x300)))
+        };
+        for (restart, goes_on) in [(Some(0x200), true), (Some(0x201), true), (Some(0x1FF), false), (None, true)] {
+            assert_eq!(same(&known, &known, restart).is_ok(), goes_on, "{restart:?}");
+        }
+        let error = same(&known, &known, Some(0x100)).unwrap_err();
+        assert!(error.to_string().contains("from 0/200 on, and now from 0/100 on"), "{error}");
+        assert!(same(&Identity { kept_from: 0, ..known.clone() }, &known, Some(1)).is_ok(), "an older log");
+    }
+
+    #[test]
     fn a_standby_is_read_on_through_its_promotion_and_no_other_is() {
         let known = Identity {
             system_identifier: "7".into(),
@@ -328,6 +391,7 @@ mod tests {
             database_oid: 5,
             slot: "s".into(),
             standby: true,
+            kept_from: 0x180,
         };
         let now = Identity { timeline: 2, standby: false, ..known.clone() };
         let system = SystemIdentity {
@@ -341,6 +405,7 @@ mod tests {
             database: "shop".into(),
             active_pid: None,
             confirmed: Lsn(0x280),
+            restart: Some(Lsn(0x180)),
             wal_status: "reserved".into(),
             two_phase: false,
             synced: false,

@@ -203,6 +203,7 @@ pub(crate) async fn identity(
         database_oid: row.get(1),
         slot: config.slot.clone(),
         standby,
+        kept_from: 0,
     })
 }
 
@@ -384,10 +385,13 @@ impl<S: Schemas> Source for PostgresSource<S> {
         let Reached { target, client, mut replication, system, standby } = connect(&self.servers).await?;
         self.target = Some(target.clone());
         let known = Identity::of(&state);
-        let identity = identity(&client, &system, standby, &self.config).await?;
+        let mut identity = identity(&client, &system, standby, &self.config).await?;
         let found = slot::read(&client, &self.config.slot).await?;
         if let Some(known) = &known {
             slot::same_server((&*self.config).into(), known, &identity, &system, found.as_ref(), resume)?;
+            if known.timeline == identity.timeline {
+                identity.kept_from = known.kept_from;
+            }
         }
         let (selection, standing) = tables::prepare(&client, &self.config, resume.is_some()).await?;
         let Selection { tables, left_out } = selection;
@@ -501,6 +505,7 @@ impl<S: Schemas> Source for PostgresSource<S> {
             slot: self.config.slot.clone(),
             heartbeat: self.config.heartbeat,
             points: self.watch.points.clone(),
+            identity,
             first_round: first_round.filter(|_| self.config.snapshot != SnapshotMode::Never),
         };
         *self.watch.now.lock().unwrap_or_else(PoisonError::into_inner) = Now {

@@ -15,7 +15,7 @@ use crate::heartbeat::Covered;
 use crate::lsn::Lsn;
 use crate::points::{Points, Want};
 use crate::replication::{Event, Replication};
-use crate::slot::{self, SlotState};
+use crate::slot::{self, Identity, SlotState};
 use crate::snapshot::{Mend, Prepared, Round, prepare, step_end_batch};
 use crate::target::Target;
 
@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) silent: AtomicU64,
     /// The slot, as the server last showed it.
     pub(crate) slot: Mutex<Option<SlotState>>,
+    /// From where on the slot keeps WAL, for some time already.
+    pub(crate) kept_from: AtomicU64,
     /// Streams that somebody asked to have read again.
     wanted: Mutex<Vec<String>>,
     /// What sinks ask for themselves alone.
@@ -126,6 +128,8 @@ pub(crate) struct Stream<S> {
     pub(crate) heartbeat: Duration,
     /// Points that are asked for, besides those of rounds.
     pub(crate) points: Points,
+    /// As the log has it.
+    pub(crate) identity: Identity,
     /// The snapshot of the slot's own making, where the stream begins.
     pub(crate) first_round: Option<Prepared>,
 }
@@ -319,6 +323,11 @@ impl<S: Schemas> Stream<S> {
             if drained && self.capture.is_between() {
                 if let Some(covered) = self.shared.come_to(self.capture.upto()) {
                     self.capture.pass(covered.time);
+                }
+                let kept_from = self.shared.kept_from.load(Ordering::Relaxed);
+                if kept_from > self.identity.kept_from {
+                    self.identity.kept_from = kept_from;
+                    self.capture.remember([self.identity.change()]);
                 }
                 for stream in self.shared.take_wanted() {
                     tracing::info!(stream, "is read again, as asked");

@@ -3,6 +3,7 @@
 //! publication, sends nothing that would tell.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::catalog::{self, CatalogTable};
 use crate::control;
 use crate::error::control_failed;
 use crate::heartbeat::Heartbeat;
+use crate::lsn::Lsn;
 use crate::plan::quote;
 use crate::publication;
 use crate::slot;
@@ -272,6 +274,7 @@ pub(crate) async fn watch(
 ) {
     let every = config.heartbeat.max(Duration::from_secs(1));
     let (mut client, mut heartbeat): (Option<Client>, _) = (None, Heartbeat::default());
+    let mut kept_from = Lsn(0);
     loop {
         if client.as_ref().is_none_or(Client::is_closed) {
             // A server that is away is the stream's to tell of.
@@ -293,6 +296,11 @@ pub(crate) async fn watch(
             Some(client) => slot::measure(client, &config.slot).await.unwrap_or_default(),
             None => None,
         };
+        if let Some(slot) = &slot {
+            // As of the look before: it shows a moment before it is saved.
+            shared.kept_from.fetch_max(kept_from.0, Ordering::Relaxed);
+            kept_from = slot.restart;
+        }
         *shared.slot.lock().unwrap_or_else(PoisonError::into_inner) = slot;
         if now.is_ok_and(|now| now != before) {
             let changed =
