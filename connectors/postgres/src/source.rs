@@ -551,7 +551,10 @@ impl<S: Schemas> Source for PostgresSource<S> {
                     control::scalar(&client, sql).await?
                 } else {
                     // A message of our own comes behind everything that is committed now.
-                    let sql = "SELECT pg_logical_emit_message(false, 'highwater.goal', '')";
+                    // In a transaction, whose commit has it flushed: by itself a server
+                    // does that by a clock, and would not for as long as that was set back.
+                    let sql =
+                        "SET synchronous_commit = 'local'; SELECT pg_logical_emit_message(true, 'highwater.goal', '')";
                     match control::scalar(&client, sql).await {
                         Ok(goal) => goal,
                         Err(_) => control::scalar(&client, "SELECT pg_current_wal_flush_lsn()").await?,
