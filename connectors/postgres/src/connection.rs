@@ -41,6 +41,10 @@ const LOGIN_TICKS: u32 = 300;
 /// Settings that decide how values look: the same on every connection of ours,
 /// whatever the role or the database has.
 pub(crate) const SETTINGS: &[(&str, &str)] = &[
+    // First what ends a session or a statement, be it one of these.
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "iso_8601"),
@@ -48,15 +52,13 @@ pub(crate) const SETTINGS: &[(&str, &str)] = &[
     ("extra_float_digits", "1"),
     ("bytea_output", "hex"),
     ("lc_monetary", "C"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
     ("application_name", "highwater"),
 ];
 /// The same of settings that came with 14 and 17: a server that does not know
 /// one would turn away a login with it.
-pub(crate) const LATER_SETTINGS: &str = "SELECT set_config(name, '0', false) FROM pg_settings
- WHERE name IN ('idle_session_timeout', 'transaction_timeout') AND setting <> '0'";
+pub(crate) const LATER_SETTINGS: &str =
+    "SELECT set_config(name, '0', false) FROM unnest('{transaction_timeout,idle_session_timeout}'::text[]) name
+ WHERE current_setting(name, true) <> '0'";
 
 enum Line {
     Tcp(TcpStream),

@@ -48,7 +48,7 @@ async fn log_in(target: &Target) -> Result<Client> {
         .filter(|(name, _)| *name != "client_encoding")
         .map(|(n, v)| format!("SET {n} = '{v}'"))
         .collect();
-    let settings = format!("{}; {LATER_SETTINGS}", settings.join("; "));
+    let settings = format!("SET statement_timeout = 0; {LATER_SETTINGS}; {}", settings.join("; "));
     client.batch_execute(&settings).await.map_err(|error| control_failed(error, attempt()))?;
     Ok(client)
 }
