@@ -1,15 +1,26 @@
 //! What happens to a source behind our back: it is gone on with exactly, or
 //! said, with the command that mends it.
 
+mod clock;
+mod partitions;
 mod table;
+mod timeouts;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use highwater_tests::{Daemon, Postgres, final_state, folder, landed, until};
 use tokio_postgres::Client;
 
 use crate::spine::{capturing, local, to_folder};
+
+/// What stops does so within this, from when it could be seen.
+pub(crate) const STOPS_WITHIN: Duration = Duration::from_secs(5);
+
+/// A line of the table of accidents.
+fn line(accident: &str, ending: &str) {
+    println!("accident | {accident:<58} | {ending}");
+}
 
 /// A database whose tables belong to the role, and a daemon that looks every second.
 struct Case {
@@ -17,6 +28,8 @@ struct Case {
     client: Client,
     lake: PathBuf,
     daemon: Daemon,
+    /// Since when the last accident is there to be seen.
+    since: Instant,
 }
 
 impl Case {
@@ -36,7 +49,7 @@ impl Case {
         let lake = folder.join("lake");
         let config = to_folder(&postgres, &lake, "200ms")
             .replace("[log]", "heartbeat = \"1s\"\non_incompatible = \"evolve\"\n[log]");
-        Self { daemon: Daemon::new(&folder, &config), postgres, client, lake }
+        Self { daemon: Daemon::new(&folder, &config), postgres, client, lake, since: Instant::now() }
     }
 
     async fn run(&mut self, sql: &str) {
@@ -58,20 +71,27 @@ impl Case {
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     }
 
-    async fn halts(&mut self, words: &[&str]) {
+    /// It starts, and what has happened before is there to be seen.
+    fn starts(&mut self) {
+        self.since = Instant::now();
         self.daemon.start(&["run"], None);
+    }
+
+    async fn halts(&mut self, words: &[&str]) {
+        self.starts();
         self.has_halted(words);
     }
 
     /// It runs, and ends by itself; why, in its own words.
     fn has_halted(&mut self, words: &[&str]) -> String {
-        let ended = self.daemon.wait(Duration::from_secs(20));
+        let ended = self.daemon.wait(STOPS_WITHIN.saturating_sub(self.since.elapsed()));
+        let after = self.since.elapsed().as_secs_f64();
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         for word in words {
             assert!(ended.stderr.contains(word), "{word:?} is not in:\n{}", ended.stderr);
         }
         let why = |line: &&str| !line.starts_with("what to do") && !line.is_empty();
-        ended.stderr.lines().rfind(why).unwrap_or_default().to_owned()
+        format!("{} ({after:.1} s)", ended.stderr.lines().rfind(why).unwrap_or_default())
     }
 
     /// Waits until so many events of a table are there.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use highwater_tests::{Daemon, Postgres, Server, final_state, folder, landed, until};
 
+use crate::accidents::STOPS_WITHIN;
 use crate::spine::{capturing, local, to_folder};
 
 const PATIENCE: u64 = 60;
@@ -80,7 +81,7 @@ async fn promoted(version: u32) {
     tokio::task::spawn_blocking(move || old.up()).await.unwrap();
     let mut daemon = Daemon::new(&folder, &config);
     daemon.start(&["run"], None);
-    let ended = daemon.wait(Duration::from_secs(20));
+    let ended = daemon.wait(STOPS_WITHIN);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("timeline") && ended.stderr.contains("highwater repair shop"), "{}", ended.stderr);
 }

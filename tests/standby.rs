@@ -7,6 +7,7 @@ use std::time::Duration;
 use highwater_tests::{Daemon, Postgres, Server, final_state, folder, landed, until};
 use tokio_postgres::Client;
 
+use crate::accidents::STOPS_WITHIN;
 use crate::spine::{capturing, local, to_folder};
 
 const PATIENCE: u64 = 60;
@@ -80,8 +81,18 @@ impl Pair {
         final_state(client, "t", &events).await;
     }
 
+    /// The standby shows that the slot is of no use any more.
+    async fn is_lost(&self) {
+        let there = self.standby.client().await;
+        until(PATIENCE, "the slot is lost", || async {
+            let sql = "SELECT count(*) FROM pg_replication_slots WHERE conflicting OR wal_status = 'lost'";
+            there.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0
+        })
+        .await;
+    }
+
     fn stops(&mut self, words: &[&str]) {
-        let ended = self.daemon.wait(Duration::from_secs(20));
+        let ended = self.daemon.wait(STOPS_WITHIN);
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         for word in words {
             assert!(ended.stderr.contains(word), "{word:?} is not in:\n{}", ended.stderr);
@@ -228,6 +239,7 @@ async fn a_standby_whose_primary_no_longer_logs_enough_is_stopped_at_and_repaire
         })
     };
     restart("replica").await.unwrap();
+    pair.is_lost().await;
     pair.stops(&["was invalidated", "wal_level", "highwater repair shop"]);
     restart("logical").await.unwrap();
     is_repaired(pair).await;
@@ -253,6 +265,7 @@ async fn a_standby_that_vacuum_has_taken_rows_from_is_stopped_at_and_repaired() 
         client.batch_execute(sql).await.unwrap();
     }
     client.batch_execute("INSERT INTO t VALUES (4000, 'behind the vacuum')").await.unwrap();
+    pair.is_lost().await;
     pair.stops(&[
         "was invalidated",
         "removed rows of its catalog",

@@ -1,13 +1,13 @@
 //! Accidents, a line each: what happened, and how it ended.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use highwater_tests::{Daemon, Postgres, Server, folder, free_port, must, until};
 
-use super::Case;
+use super::{Case, STOPS_WITHIN, line};
 use crate::spine::{capturing, to_folder};
 
 const TABLES: &str =
@@ -18,8 +18,15 @@ const UNSEEN: &str = "DELETE FROM a WHERE id % 10 = 0; UPDATE a SET v = v || '!'
                       INSERT INTO b SELECT max(id) + 1, 'unseen' FROM b";
 const REPAIR: &str = "highwater repair shop";
 
-fn line(accident: &str, ending: &str) {
-    println!("accident | {accident:<58} | {ending}");
+/// From where on the slot keeps WAL.
+async fn kept_from(case: &Case, sql: &str) -> i64 {
+    case.client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// Every file below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 async fn own(version: u32, settings: &'static str) -> Postgres {
@@ -33,7 +40,7 @@ impl Case {
     }
 
     /// As superuser, who is nobody's friend.
-    async fn admin(&self, sql: &str) {
+    pub(super) async fn admin(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
@@ -51,7 +58,7 @@ impl Case {
 
     /// Stops with the words, and the repair that they name makes all equal.
     async fn stops_and_is_repaired(&mut self, accident: &str, words: &[&str]) {
-        self.daemon.start(&["run"], None);
+        self.starts();
         self.has_stopped_and_is_repaired(accident, words).await;
     }
 
@@ -67,7 +74,7 @@ impl Case {
 
     /// Stops with the words; then what they say is done.
     async fn stops_until(&mut self, accident: &str, words: &[&str], mends: &str) {
-        self.daemon.start(&["run"], None);
+        self.starts();
         let said = self.has_halted(words);
         self.admin(mends).await;
         self.is_exact(&["a", "b"]).await;
@@ -108,6 +115,7 @@ async fn a_slot_that_is_not_what_it_was() {
          EXCEPTION WHEN object_in_use THEN END; END LOOP; END $$"
     );
     case.admin(&seized).await;
+    case.since = Instant::now();
     case.run(UNSEEN).await;
     case.has_stopped_and_is_repaired("the slot is dropped while it is read", &["is gone"]).await;
 
@@ -190,6 +198,7 @@ async fn a_role_or_a_server_that_is_not_what_it_was() {
     capturing(&case.daemon).await;
     case.admin("ALTER ROLE highwater NOREPLICATION").await;
     case.admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'highwater'").await;
+    case.since = Instant::now();
     let said = case.has_halted(&["what to do", "ALTER ROLE \"highwater\" REPLICATION"]);
     case.run(UNSEEN).await;
     case.admin("ALTER ROLE highwater REPLICATION").await;
@@ -217,22 +226,10 @@ async fn a_role_or_a_server_that_is_not_what_it_was() {
     case.stop().await;
     case.went_on("a table's replica identity is NOTHING for a while").await;
 
-    for setting in [
-        "statement_timeout",
-        "lock_timeout",
-        "idle_in_transaction_session_timeout",
-        "idle_session_timeout",
-        "transaction_timeout",
-    ] {
-        case.admin(&format!("ALTER ROLE highwater SET {setting} = '300ms'")).await;
-    }
-    case.run(UNSEEN).await;
-    case.went_on("the role has timeouts of every kind").await;
-
     case.run(UNSEEN).await;
     case.admin(&format!("SELECT pg_drop_replication_slot('{}')", case.slot())).await;
     case.set("SET wal_level = 'replica'").await;
-    case.daemon.start(&["run"], None);
+    case.starts();
     let said = case.has_halted(&["wal_level = replica", "ALTER SYSTEM SET wal_level = 'logical'"]);
     line("the slot is dropped and wal_level lowered", &format!("stopped: {said}"));
     case.set("RESET wal_level").await;
@@ -291,11 +288,51 @@ async fn a_server_that_is_another_or_an_older_one() {
     let words = ["an older backup was restored", "the log holds changes up to"];
     case.stops_and_is_repaired("an older backup of the server is restored", &words).await;
 
+    // The same, and by now it has written past all that the log holds: only the slot tells.
+    let slot =
+        format!("SELECT (restart_lsn - '0/0')::bigint FROM pg_replication_slots WHERE slot_name = '{}'", case.slot());
+    let in_backup = kept_from(&case, &slot).await;
+    case.postgres.server.down("fast");
+    must(Command::new("find").arg(&backup).args(["-mindepth", "1", "-delete"]));
+    copy(&data, &backup);
+    case.postgres.server.up();
+    case.client = case.postgres.client().await;
+    case.daemon.start(&["run"], None);
+    capturing(&case.daemon).await;
+    until(30, "the log knows that the slot has moved on", || async {
+        case.client.batch_execute("SELECT pg_log_standby_snapshot()").await.unwrap();
+        let noted = |file: PathBuf| {
+            let bytes = std::fs::read(file).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let places =
+                text.split("\"kept_from\":").skip(1).map(|rest| rest.split('}').next().unwrap().parse::<i64>());
+            places.flatten().any(|place| place > in_backup)
+        };
+        files(&case.daemon.folder.join("highwater-data")).into_iter().any(noted)
+    })
+    .await;
+    case.run(UNSEEN).await;
+    case.stop().await;
+    let end = "SELECT (pg_current_wal_lsn() - '0/0')::bigint";
+    let written: i64 = case.client.query_one(end, &[]).await.unwrap().get(0);
+    case.postgres.server.down("fast");
+    must(Command::new("find").arg(&data).args(["-mindepth", "1", "-delete"]));
+    copy(&backup, &data);
+    case.postgres.server.up();
+    case.client = case.postgres.client().await;
+    while case.client.query_one(end, &[]).await.unwrap().get::<_, i64>(0) <= written {
+        case.run(UNSEEN).await;
+        case.admin("SELECT pg_logical_emit_message(true, 'somebody', repeat('x', 10000))").await;
+    }
+    let words = ["a slot never goes back", "an older backup was restored"];
+    case.stops_and_is_repaired("an older backup is restored and has written on past the log", &words).await;
+
     let heir = Case::on(own(17, "").await, "swapped", &TABLES.replace("100", "50")).await;
     // The slot keeps its name, as it would where a name of the network moves.
     let config = to_folder(&case.postgres, &case.lake, "200ms").replace(&case.postgres.url(), &heir.postgres.url());
     let daemon = Daemon::new(&case.daemon.folder, &config);
-    let mut case = Case { daemon, lake: case.lake.clone(), postgres: heir.postgres, client: heir.client };
+    let lake = case.lake.clone();
+    let mut case = Case { daemon, lake, postgres: heir.postgres, client: heir.client, since: Instant::now() };
     let words = ["this is another server", "system identifier"];
     case.stops_and_is_repaired("the server is swapped for another", &words).await;
 }
@@ -329,7 +366,7 @@ async fn a_pooler_in_between_is_named() {
     let config = to_folder(&case.postgres, &case.lake, "200ms");
     let mut through = Daemon::new(&case.daemon.folder, &config.replace(&format!(":{server}/"), &format!(":{port}/")));
     through.start(&["run"], None);
-    let ended = through.wait(Duration::from_secs(20));
+    let ended = through.wait(STOPS_WITHIN);
     let (code, out, _) = through.run(&["check"]);
     let _ = pooler.kill();
     let _ = pooler.wait();

@@ -17,6 +17,8 @@ pub struct Server {
     pub port: u16,
     pub data: PathBuf,
     programs: PathBuf,
+    /// Of its processes.
+    environment: Vec<(String, String)>,
     /// Stops the server when our end of its pipe closes, however we end.
     guard: Mutex<Option<Child>>,
 }
@@ -52,6 +54,11 @@ fn as_server(program: &Path) -> Command {
 impl Server {
     /// A server of a test's own; `settings` are lines of postgresql.conf.
     pub fn start(version: u32, settings: &str) -> Self {
+        Self::start_in(version, settings, &[])
+    }
+
+    /// The same in an environment of its own.
+    pub fn start_in(version: u32, settings: &str, environment: &[(&str, String)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let programs = programs(version);
         let data = folder(&format!("pg{version}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
@@ -72,7 +79,8 @@ impl Server {
             data.display()
         ));
         std::fs::write(data.join("postgresql.conf"), conf).unwrap();
-        let server = Self { version, port, data, programs, guard: Mutex::new(None) };
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let server = Self { version, port, data, programs, environment, guard: Mutex::new(None) };
         server.up();
         server
     }
@@ -80,6 +88,7 @@ impl Server {
     fn control(&self, words: &[&str]) -> Command {
         let mut command = as_server(&self.programs.join("pg_ctl"));
         command.arg("-D").arg(&self.data).arg("-l").arg(self.data.join("server.log")).args(words);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -156,8 +165,14 @@ impl Server {
         std::fs::write(data.join("postgresql.conf"), conf).unwrap();
         std::fs::write(data.join("standby.signal"), "").unwrap();
         let _ = std::fs::remove_file(data.join("postmaster.pid"));
-        let standby =
-            Self { version: self.version, port, data, programs: self.programs.clone(), guard: Mutex::new(None) };
+        let standby = Self {
+            version: self.version,
+            port,
+            data,
+            programs: self.programs.clone(),
+            environment: self.environment.clone(),
+            guard: Mutex::new(None),
+        };
         standby.up();
         standby
     }
