@@ -82,9 +82,11 @@ async fn each_partition_is_a_table_of_its_own_where_that_is_asked_for() {
         assert_eq!(case.begun(table).await, 0, "{table} was read once");
     }
     assert!(!case.lake.join("shop.public.p").exists() && !case.lake.join("shop.public.p2").exists());
-    // A detached one is a table like any other: it goes on by its name, or leaves by it.
     case.daemon.start(&["run"], None);
     capturing(&case.daemon).await;
+    let (code, out, err) = case.daemon.run(&["verify", "shop", "lake"]);
+    assert!(code == 0 && out.contains("public.p2a"), "{out}{err}");
+    // A detached one is a table like any other: it goes on by its name, or leaves by it.
     case.run("ALTER TABLE p DETACH PARTITION q; INSERT INTO q VALUES (1, 'alone')").await;
     case.run("ALTER TABLE p DETACH PARTITION p1; ALTER TABLE p1 RENAME TO old_p1; DROP TABLE p2a; INSERT INTO old_p1 VALUES (600, 'unseen')").await;
     case.follows(&["p2b", "p3", "plain", "q"]).await;
