@@ -83,7 +83,12 @@ async fn a_new_sink_is_filled_from_the_log_while_the_source_is_away() {
     daemon.start(&["run"], None);
     events(&late, "shop.public.t", count).await;
     events(&late, "shop.public.u", 40).await;
-    assert_eq!(daemon.status()["sources"][0]["health"], "retrying");
+    // All of it may have been there before the kill: this run has perhaps just begun.
+    until(PATIENCE, "the source is away", || {
+        let away = daemon.status()["sources"][0]["health"] == "retrying";
+        async move { away }
+    })
+    .await;
     let (here, told) = (mirror.client().await, history.client().await);
     until(PATIENCE, "the warehouses are filled", || async {
         let ends = |name: &str| {
