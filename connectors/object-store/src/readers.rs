@@ -23,8 +23,15 @@ pub(crate) type Events = Box<dyn Iterator<Item = Result<Event, Unread>> + Send>;
 pub(crate) fn open(body: Bytes, suffix: &str, table: &Arc<Table>, prefix: &str) -> Result<Events, Unread> {
     let packing = match suffix {
         "parquet" => {
-            let reader = ParquetRecordBatchReaderBuilder::try_new(body).and_then(|builder| builder.build());
-            let batches = reader.map_err(Unread::broken)?.map(|batch| batch.map_err(Unread::broken));
+            let open = || ParquetRecordBatchReaderBuilder::try_new(body).and_then(|builder| builder.build());
+            let mut reader = Some(caught(open)?.map_err(Unread::broken)?);
+            let batches = std::iter::from_fn(move || {
+                let batch = caught(|| reader.as_mut().and_then(Iterator::next));
+                if batch.is_err() {
+                    reader = None;
+                }
+                batch.map(|batch| batch.map(|batch| batch.map_err(Unread::broken))).unwrap_or_else(|why| Some(Err(why)))
+            });
             return Ok(Box::new(Batches::new(batches, table.clone(), prefix)));
         }
         "avro" => return Ok(Box::new(Batches::new(Container::open(body)?, table.clone(), prefix))),
@@ -34,6 +41,12 @@ pub(crate) fn open(body: Bytes, suffix: &str, table: &Arc<Table>, prefix: &str) 
         other => return Err(Unread::Incomparable(format!("there are files of a format {other:?}"))),
     };
     Ok(Box::new(Lines::open(body, packing, table.clone(), prefix)?))
+}
+
+/// The reader of Parquet is another's, and panics at some damage.
+fn caught<T>(read: impl FnOnce() -> T) -> Result<T, Unread> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    done.map_err(|_| Unread::Broken("it is damaged in a way that its reader could not name".into()))
 }
 
 #[cfg(test)]
