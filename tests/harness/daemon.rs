@@ -40,8 +40,15 @@ impl Daemon {
         let mut command = Command::new(Self::binary());
         command.current_dir(&self.folder).args(words).env_remove("HIGHWATER_CONFIG").stdin(Stdio::null());
         // What is said to a test is no setting of the daemon.
-        for ours in ["PROPERTY_SEED", "PROPERTY_SECONDS", "TORTURE_SECONDS", "SHOP_SECONDS", "ADDED_ROWS", "ADDED_RATE"]
-        {
+        for ours in [
+            "PROPERTY_SEED",
+            "PROPERTY_SECONDS",
+            "TORTURE_SECONDS",
+            "SHOP_SECONDS",
+            "ADDED_ROWS",
+            "ADDED_RATE",
+            "ADDED_LIMIT",
+        ] {
             command.env_remove(format!("HIGHWATER_{ours}"));
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
