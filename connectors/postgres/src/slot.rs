@@ -306,20 +306,36 @@ pub(crate) async fn measure(client: &Client, name: &str) -> Result<Option<SlotSt
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_slot_ahead_of_the_log_is_a_gap_and_is_named() {
-        let slot = Slot {
+    fn slot_at(confirmed: u64, restart: Option<Lsn>) -> Slot {
+        Slot {
             plugin: "pgoutput".into(),
             database: "shop".into(),
             active_pid: None,
-            confirmed: Lsn(0x200),
-            restart: Some(Lsn(0x180)),
+            confirmed: Lsn(confirmed),
+            restart,
             wal_status: "reserved".into(),
             invalidated: String::new(),
             two_phase: false,
             synced: false,
             standby: false,
-        };
+        }
+    }
+
+    fn known(standby: bool, kept_from: u64) -> Identity {
+        Identity {
+            system_identifier: "7".into(),
+            timeline: 1,
+            database: "shop".into(),
+            database_oid: 5,
+            slot: "s".into(),
+            standby,
+            kept_from,
+        }
+    }
+
+    #[test]
+    fn a_slot_ahead_of_the_log_is_a_gap_and_is_named() {
+        let slot = slot_at(0x200, Some(Lsn(0x180)));
         let ours = Ours { source: "shop", slot: "s", database: "shop" };
         assert!(fits(ours, Some(&slot), Some(Lsn(0x200))).is_ok());
         assert!(fits(ours, Some(&slot), None).is_ok());
@@ -347,32 +363,12 @@ mod tests {
 
     #[test]
     fn a_slot_that_went_back_is_of_an_older_backup() {
-        let known = Identity {
-            system_identifier: "7".into(),
-            timeline: 1,
-            database: "shop".into(),
-            database_oid: 5,
-            slot: "s".into(),
-            standby: false,
-            kept_from: 0x200,
-        };
+        let known = known(false, 0x200);
         let system =
             SystemIdentity { system_identifier: "7".into(), timeline: 1, flushed: Lsn(0x900), history: Vec::new() };
-        let slot = |restart| Slot {
-            plugin: "pgoutput".into(),
-            database: "shop".into(),
-            active_pid: None,
-            confirmed: Lsn(0x280),
-            restart,
-            wal_status: "reserved".into(),
-            two_phase: false,
-            synced: false,
-            standby: false,
-            invalidated: String::new(),
-        };
         let ours = Ours { source: "shop", slot: "s", database: "shop" };
         let same = |known: &Identity, now: &Identity, restart: Option<u64>| {
-            same_server(ours, known, now, &system, Some(&slot(restart.map(Lsn))), Some(Lsn(0x300)))
+            same_server(ours, known, now, &system, Some(&slot_at(0x280, restart.map(Lsn))), Some(Lsn(0x300)))
         };
         for (restart, goes_on) in [(Some(0x200), true), (Some(0x201), true), (Some(0x1FF), false), (None, true)] {
             assert_eq!(same(&known, &known, restart).is_ok(), goes_on, "{restart:?}");
@@ -384,15 +380,7 @@ mod tests {
 
     #[test]
     fn a_standby_is_read_on_through_its_promotion_and_no_other_is() {
-        let known = Identity {
-            system_identifier: "7".into(),
-            timeline: 1,
-            database: "shop".into(),
-            database_oid: 5,
-            slot: "s".into(),
-            standby: true,
-            kept_from: 0x180,
-        };
+        let known = known(true, 0x180);
         let now = Identity { timeline: 2, standby: false, ..known.clone() };
         let system = SystemIdentity {
             system_identifier: "7".into(),
@@ -400,18 +388,7 @@ mod tests {
             flushed: Lsn(0x500),
             history: vec![(1, Lsn(0x200))],
         };
-        let slot = Slot {
-            plugin: "pgoutput".into(),
-            database: "shop".into(),
-            active_pid: None,
-            confirmed: Lsn(0x280),
-            restart: Some(Lsn(0x180)),
-            wal_status: "reserved".into(),
-            two_phase: false,
-            synced: false,
-            standby: false,
-            invalidated: String::new(),
-        };
+        let slot = slot_at(0x280, Some(Lsn(0x180)));
         let ours = Ours { source: "shop", slot: "s", database: "shop" };
         let same =
             |known: &Identity, slot: &Slot| same_server(ours, known, &now, &system, Some(slot), Some(Lsn(0x300)));
