@@ -79,6 +79,9 @@ pub struct Parked {
     pub since: i64,
     /// What refused it.
     pub why: String,
+    /// A step of it alone that was announced and perhaps half done: the first
+    /// that it takes when it tries again, whatever the configuration says by now.
+    pub promised: Option<OffsetRange>,
 }
 
 /// Whether a destination could be moved to another place in the log.

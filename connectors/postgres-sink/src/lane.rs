@@ -29,6 +29,7 @@ impl Ledger {
             next: Offset(row.get::<_, i64>(1) as u64),
             since: row.get(2),
             why: row.get(3),
+            promised: None,
         };
         Ok(rows.iter().map(parked).collect())
     }

@@ -24,6 +24,8 @@ const TURN_BYTES: usize = 64 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
     parked: BTreeMap<String, Lane>,
+    /// Where announced steps end of those that have one.
+    promised: BTreeMap<String, Offset>,
 }
 
 impl Lanes {
@@ -45,6 +47,7 @@ impl Lanes {
                 changes.push(orders::lane_note(sink, &table.stream, Some(&lane)));
             }
             lanes.parked.insert(table.stream.clone(), lane);
+            lanes.promised.extend(table.promised.map(|range| (table.stream.clone(), range.end)));
         }
         for stream in known.keys().filter(|stream| !lanes.parked.contains_key(*stream)) {
             changes.push(orders::lane_note(sink, stream, None));
@@ -93,12 +96,13 @@ impl<K: Sink> Delivery<K> {
             .of_stream(stream));
         }
         let (selection, only) = (self.selection.clone(), stream.to_owned());
-        let mut shapes =
-            ShapeCache::new(at.log.clone(), Arc::new(move |table: &Table| selection(table) && table.stream() == only));
+        let promised = lanes.promised.remove(stream);
+        let wanted = move |table: &Table| (promised.is_some() || selection(table)) && table.stream() == only;
+        let mut shapes = ShapeCache::new(at.log.clone(), Arc::new(wanted));
         let mut step = Gathered::new(from);
         let mut frames = pin!(at.log.read(from.next));
-        while step.end < others.next {
-            let full = self.sink.is_full() || step.bytes >= TURN_BYTES;
+        while step.end < promised.unwrap_or(others.next) {
+            let full = promised.is_none() && (self.sink.is_full() || step.bytes >= TURN_BYTES);
             if step.between && step.end > from.next && full {
                 break;
             }
