@@ -17,7 +17,7 @@ use storage::{Epoch, LogId, Offset, OffsetRange};
 
 use crate::batch::Batch;
 use crate::error::{Action, Error, Result};
-use crate::sink::{Checkpoint, Sink, Step};
+use crate::sink::{Checkpoint, Parked, Sink, Step};
 use log::{Item, TestLog};
 
 pub use log::STREAMS;
@@ -79,10 +79,51 @@ pub async fn suite<D: Destination>(make: impl AsyncFn() -> D, stride: usize) -> 
     note("a_repeated_stage_counts_once", a_repeated_stage_counts_once(&make().await).await);
     note("another_log_is_refused", another_log_is_refused(&make().await).await);
     note("a_lower_epoch_is_fenced", a_lower_epoch_is_fenced(&make().await).await);
-    note("whatever_operation_fails", whatever_operation_fails(&make, stride).await);
-    note("wherever_the_process_ends", wherever_the_process_ends(&make, stride).await);
-    note("wherever_a_zombie_wakes", wherever_a_zombie_wakes(&make, stride).await);
+    wherever(&make, stride, [false, false], &mut found).await;
     found
+}
+
+/// Runs what can befall a sink while a table waits apart in it; of one that has
+/// one checkpoint for all its tables, nothing. `stride` as for [`suite`].
+pub async fn apart<D: Destination>(make: impl AsyncFn() -> D, stride: usize) -> Vec<Violation> {
+    let mut found = Vec::new();
+    match parks(&make().await).await {
+        Ok(true) => {
+            for daemons in [[false, true], [true, false]] {
+                wherever(&make, stride, daemons, &mut found).await;
+            }
+        }
+        Ok(false) => {}
+        Err(what) => found.push(Violation { test: "a_table_waits_apart", what }),
+    }
+    found
+}
+
+/// `apart`: whether the first daemon has a table wait apart, and the next.
+async fn wherever<D: Destination>(
+    make: &impl AsyncFn() -> D,
+    stride: usize,
+    apart: [bool; 2],
+    found: &mut Vec<Violation>,
+) {
+    let mut note = |test, checked: Checked| found.extend(checked.err().map(|what| Violation { test, what }));
+    note("whatever_operation_fails", whatever_operation_fails(make, stride, apart).await);
+    note("wherever_the_process_ends", wherever_the_process_ends(make, stride, apart).await);
+    note("wherever_a_zombie_wakes", wherever_a_zombie_wakes(make, stride, apart).await);
+}
+
+/// Whether a table can wait apart there.
+async fn parks(destination: &impl Destination) -> std::result::Result<bool, String> {
+    let log = TestLog::new();
+    let mut sink = destination.sink(&healthy(), Configured::Before);
+    sink.open(LOG, Epoch(1)).await.map_err(told)?;
+    if !sink.park(STREAMS[0], log.start(), "refused").await.map_err(told)? {
+        return Ok(false);
+    }
+    let opened = sink.open(LOG, Epoch(1)).await.map_err(told)?;
+    let parked: Vec<_> = opened.parked.iter().map(|table| (table.stream.as_str(), table.next)).collect();
+    check!(parked == [(STREAMS[0], log.start())], "it was to wait apart, and what does is {parked:?}");
+    Ok(true)
 }
 
 /// One daemon's work: what it delivers, in steps of how many transactions.
@@ -91,6 +132,9 @@ struct Daemon<'a> {
     epoch: u64,
     cut: usize,
     streams: &'a [&'a str],
+    /// It finds that the first stream cannot be delivered, has it wait apart
+    /// until the others are half through the log, and then catch up.
+    apart: bool,
 }
 
 /// What was told and seen in the course of a test; both only ever grow.
@@ -135,9 +179,15 @@ impl Course {
 }
 
 impl Daemon<'_> {
-    /// As the runtime does: open, the promised step, then step after step to the log's end.
+    /// As the runtime does: open, the promised step, then step after step to the
+    /// log's end; tables that wait apart catch up on the way.
     async fn deliver(&self, sink: &mut impl Sink, course: &mut Course) -> Result<()> {
-        let opened = sink.open(LOG, Epoch(self.epoch)).await?;
+        let mut opened = sink.open(LOG, Epoch(self.epoch)).await?;
+        if self.apart && opened.parked.is_empty() {
+            let promised = opened.promised.as_ref().map_or(self.log.start(), |promise| promise.range.start);
+            sink.park(STREAMS[0], opened.checkpoint.map_or(promised, |checkpoint| checkpoint.next), "refused").await?;
+            opened = sink.open(LOG, Epoch(self.epoch)).await?;
+        }
         course.told(opened.checkpoint);
         let mut at = opened.checkpoint.map_or(self.log.start(), |checkpoint| checkpoint.next);
         if let Some(promise) = opened.promised {
@@ -149,12 +199,49 @@ impl Daemon<'_> {
             }
             at = self.step(sink, promise.range, &streams, course).await?;
         }
-        while at < self.log.end() {
-            let mut rest = self.log.items.iter().map(Item::range).filter(|range| range.start >= at);
-            let end = rest.by_ref().take(self.cut).last().map_or(self.log.end(), |range| range.end);
-            at = self.step(sink, OffsetRange { start: at, end }, self.streams, course).await?;
+        if !opened.parked.is_empty() {
+            let waits = |stream: &str| opened.parked.iter().any(|table| table.stream == stream);
+            let others: Vec<&str> = self.streams.iter().copied().filter(|stream| !waits(stream)).collect();
+            at = self.steps(sink, at, self.log.middle(), &others, course).await?;
+            for table in &opened.parked {
+                self.catch_up(sink, table, at).await?;
+            }
         }
-        Ok(())
+        self.steps(sink, at, self.log.end(), self.streams, course).await.map(drop)
+    }
+
+    async fn steps(
+        &self,
+        sink: &mut impl Sink,
+        mut at: Offset,
+        upto: Offset,
+        streams: &[&str],
+        course: &mut Course,
+    ) -> Result<Offset> {
+        while at < upto {
+            at = self.step(sink, OffsetRange { start: at, end: self.cut_at(at) }, streams, course).await?;
+        }
+        Ok(at)
+    }
+
+    fn cut_at(&self, start: Offset) -> Offset {
+        let rest = self.log.items.iter().map(Item::range).filter(|range| range.start >= start);
+        rest.take(self.cut).last().map_or(self.log.end(), |range| range.end)
+    }
+
+    /// Steps of one table alone, the promised one first, to where the others are.
+    async fn catch_up(&self, sink: &mut impl Sink, table: &Parked, others: Offset) -> Result<()> {
+        let (mut next, mut promised) = (table.next, table.promised);
+        loop {
+            let end = self.cut_at(next).min(others);
+            let range = promised.take().unwrap_or(OffsetRange { start: next, end });
+            self.stage(sink, range, &[&table.stream]).await?;
+            let staged = sink.staged().await?;
+            next = sink.commit(staged, step(range).of_lane(&table.stream)).await?.next;
+            if next >= others {
+                return Ok(());
+            }
+        }
     }
 
     async fn stage(&self, sink: &mut impl Sink, range: OffsetRange, streams: &[&str]) -> Result<()> {
@@ -231,7 +318,7 @@ fn told(error: Error) -> String {
 async fn everything_arrives_once(destination: &impl Destination) -> Checked {
     let log = TestLog::new();
     for (epoch, cut) in [(1, 3), (2, 5)] {
-        let daemon = Daemon { log: &log, epoch, cut, streams: &STREAMS };
+        let daemon = Daemon { log: &log, epoch, cut, streams: &STREAMS, apart: false };
         let mut course = Course::default();
         let mut sink = destination.sink(&healthy(), Configured::Before);
         daemon.persist(&mut sink, &mut course).await?;
@@ -251,7 +338,7 @@ async fn everything_arrives_once(destination: &impl Destination) -> Checked {
 
 async fn a_repeated_stage_counts_once(destination: &impl Destination) -> Checked {
     let log = TestLog::new();
-    let daemon = Daemon { log: &log, epoch: 1, cut: 4, streams: &STREAMS };
+    let daemon = Daemon { log: &log, epoch: 1, cut: 4, streams: &STREAMS, apart: false };
     let mut sink = destination.sink(&healthy(), Configured::Before);
     let range = OffsetRange { start: log.start(), end: log.items[4].range().end };
     for _ in 0..2 {
@@ -267,7 +354,7 @@ async fn a_repeated_stage_counts_once(destination: &impl Destination) -> Checked
 
 async fn steps_begin_at_the_checkpoint(destination: &impl Destination) -> Checked {
     let log = TestLog::new();
-    let daemon = Daemon { log: &log, epoch: 1, cut: 4, streams: &STREAMS };
+    let daemon = Daemon { log: &log, epoch: 1, cut: 4, streams: &STREAMS, apart: false };
     let (first, second, third) = (log.items[0].range(), log.items[1].range(), log.items[2].range());
     let at = Checkpoint { next: second.start };
     check!(Step::new(at, third, None, storage::Micros(1)).is_none(), "a step with a hole before it can be made");
@@ -293,7 +380,7 @@ async fn steps_begin_at_the_checkpoint(destination: &impl Destination) -> Checke
 
 async fn another_log_is_refused(destination: &impl Destination) -> Checked {
     let log = TestLog::new();
-    let daemon = Daemon { log: &log, epoch: 1, cut: 4, streams: &STREAMS };
+    let daemon = Daemon { log: &log, epoch: 1, cut: 4, streams: &STREAMS, apart: false };
     let mut course = Course::default();
     daemon.persist(&mut destination.sink(&healthy(), Configured::Before), &mut course).await?;
     let Err(error) = destination.sink(&healthy(), Configured::Before).open(OTHER, Epoch(9)).await else {
@@ -310,8 +397,8 @@ async fn another_log_is_refused(destination: &impl Destination) -> Checked {
 
 async fn a_lower_epoch_is_fenced(destination: &impl Destination) -> Checked {
     let log = TestLog::new();
-    let old = Daemon { log: &log, epoch: 3, cut: 4, streams: &STREAMS };
-    let new = Daemon { log: &log, epoch: 4, cut: 7, streams: &STREAMS };
+    let old = Daemon { log: &log, epoch: 3, cut: 4, streams: &STREAMS, apart: false };
+    let new = Daemon { log: &log, epoch: 4, cut: 7, streams: &STREAMS, apart: false };
     let mut zombie = destination.sink(&healthy(), Configured::Before);
     let mut course = Course::default();
     let first = OffsetRange { start: log.start(), end: log.items[2].range().end };
@@ -348,9 +435,14 @@ fn fates(stride: usize, fate: impl Fn(usize, When) -> Fate) -> impl Iterator<Ite
     (1..).step_by(stride).flat_map(move |nth| [fate(nth, When::Before), fate(nth, When::After)])
 }
 
-async fn whatever_operation_fails<D: Destination>(make: &impl AsyncFn() -> D, stride: usize) -> Checked {
+async fn whatever_operation_fails<D: Destination>(
+    make: &impl AsyncFn() -> D,
+    stride: usize,
+    [first, next]: [bool; 2],
+) -> Checked {
     let log = TestLog::new();
-    let daemon = Daemon { log: &log, epoch: 1, cut: 9, streams: &STREAMS };
+    let daemon = Daemon { log: &log, epoch: 1, cut: 9, streams: &STREAMS, apart: first };
+    let then = Daemon { log: &log, epoch: 1, cut: 9, streams: &STREAMS, apart: next };
     for fate in fates(stride, Fate::Fails) {
         let destination = make().await;
         let process = doomed(fate);
@@ -361,7 +453,7 @@ async fn whatever_operation_fails<D: Destination>(make: &impl AsyncFn() -> D, st
             check!(error.action() == Action::Retry, "{fate:?}: what may pass is answered by {}", error.chain());
         }
         course.look(&destination, &daemon.whole()).await.map_err(tried)?;
-        daemon.persist(&mut sink, &mut course).await.map_err(tried)?;
+        then.persist(&mut sink, &mut course).await.map_err(tried)?;
         course.is_whole(&destination, &daemon.whole()).await.map_err(tried)?;
         if !process.met() {
             break;
@@ -370,7 +462,11 @@ async fn whatever_operation_fails<D: Destination>(make: &impl AsyncFn() -> D, st
     Ok(())
 }
 
-async fn wherever_the_process_ends<D: Destination>(make: &impl AsyncFn() -> D, stride: usize) -> Checked {
+async fn wherever_the_process_ends<D: Destination>(
+    make: &impl AsyncFn() -> D,
+    stride: usize,
+    [first, next]: [bool; 2],
+) -> Checked {
     let log = TestLog::new();
     let mut promises = 0;
     for fate in fates(stride, Fate::Dies) {
@@ -378,12 +474,12 @@ async fn wherever_the_process_ends<D: Destination>(make: &impl AsyncFn() -> D, s
         let process = doomed(fate);
         let tried = |what: String| format!("{fate:?}: {what}");
         let mut course = Course::default();
-        let first = Daemon { log: &log, epoch: 1, cut: 9, streams: &STREAMS };
+        let first = Daemon { log: &log, epoch: 1, cut: 9, streams: &STREAMS, apart: first };
         let mut sink = destination.sink(&process, Configured::Before);
         let _ = first.deliver(&mut sink, &mut course).await;
         course.look(&destination, &first.whole()).await.map_err(tried)?;
         // The next takes fewer tables from here on, in other steps.
-        let next = Daemon { log: &log, epoch: 2, cut: 4, streams: &STREAMS[..1] };
+        let next = Daemon { log: &log, epoch: 2, cut: 4, streams: &STREAMS[..1], apart: next };
         let mut sink = destination.sink(&healthy(), Configured::Changed);
         course.promised.clear();
         let opened = sink.open(LOG, Epoch(2)).await.map_err(told)?;
@@ -406,15 +502,19 @@ async fn wherever_the_process_ends<D: Destination>(make: &impl AsyncFn() -> D, s
     Ok(())
 }
 
-async fn wherever_a_zombie_wakes<D: Destination>(make: &impl AsyncFn() -> D, stride: usize) -> Checked {
+async fn wherever_a_zombie_wakes<D: Destination>(
+    make: &impl AsyncFn() -> D,
+    stride: usize,
+    [first, next]: [bool; 2],
+) -> Checked {
     let log = TestLog::new();
     for fate in fates(stride, Fate::Stops) {
         let destination = make().await;
         let process = doomed(fate);
         let tried = |what: String| format!("{fate:?}: {what}");
-        let old = Daemon { log: &log, epoch: 1, cut: 9, streams: &STREAMS };
+        let old = Daemon { log: &log, epoch: 1, cut: 9, streams: &STREAMS, apart: first };
         // Many small steps: what the zombie knew of is long past when it wakes.
-        let new = Daemon { log: &log, epoch: 2, cut: 1, streams: &STREAMS };
+        let new = Daemon { log: &log, epoch: 2, cut: 1, streams: &STREAMS, apart: next };
         let mut zombie = destination.sink(&process, Configured::Before);
         let mut heir = destination.sink(&healthy(), Configured::Changed);
         let (mut late, mut course) = (Course::default(), Course::default());
@@ -440,7 +540,7 @@ async fn wherever_a_zombie_wakes<D: Destination>(make: &impl AsyncFn() -> D, str
         course.checkpoint = None;
         course.is_whole(&destination, &old.whole()).await.map_err(tried)?;
         // What it has left behind misleads nobody.
-        let last = Daemon { log: &log, epoch: 3, cut: 2, streams: &STREAMS };
+        let last = Daemon { log: &log, epoch: 3, cut: 2, streams: &STREAMS, apart: false };
         let mut sink = destination.sink(&healthy(), Configured::Before);
         last.persist(&mut sink, &mut course).await.map_err(tried)?;
         course.is_whole(&destination, &old.whole()).await.map_err(tried)?;

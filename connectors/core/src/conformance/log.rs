@@ -156,6 +156,10 @@ impl TestLog {
         self.items.last().map_or(Offset(START), |item| item.range().end)
     }
 
+    pub(crate) fn middle(&self) -> Offset {
+        self.items[self.items.len() / 2].range().end
+    }
+
     /// What a destination must hold of a stretch: each stream's offsets, in order.
     pub(crate) fn offsets(&self, range: OffsetRange, streams: &[&str]) -> BTreeMap<String, Vec<u64>> {
         let mut out: BTreeMap<String, Vec<u64>> = BTreeMap::new();

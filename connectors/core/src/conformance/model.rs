@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 
 use storage::{Epoch, LogId, Offset, OffsetRange};
 
-use super::{Configured, Destination, Process, suite};
+use super::{Configured, Destination, Process, apart, suite};
 use crate::batch::Run;
 use crate::error::{Error, Result};
 use crate::mark::Mark;
 use crate::shape::Shape;
-use crate::sink::{Checkpoint, Opened, Promise, Sink, Step};
+use crate::sink::{Checkpoint, Opened, Parked, Promise, Sink, Step};
 
 /// What a broken one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,10 @@ enum Bug {
     NumbersComeAgain,
     /// Streams after the first are left out of what is announced.
     HalfPromise,
+    /// What was announced of a table is forgotten when it is to wait apart.
+    LaneWithoutPromise,
+    /// A table that waited joins the others with its first step.
+    LaneCutShort,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +57,8 @@ struct Manifest {
     writer: u64,
     next: Option<u64>,
     announced: Option<(OffsetRange, Vec<String>)>,
+    /// Tables that wait apart: where they are, and what is announced of them.
+    lanes: BTreeMap<String, (u64, Option<OffsetRange>)>,
 }
 
 type Files = BTreeMap<(String, u64, String), Vec<u64>>;
@@ -137,7 +143,8 @@ impl Sink for ModelSink {
         (self.current, self.staged) = (None, BTreeMap::new());
         let (highest, elsewhere) =
             self.at(|store| (store.manifests.last_key_value().map(|(n, m)| (*n, m.clone())), store.elsewhere)).await?;
-        let mut next = Manifest { log, epoch, writer: self.writer, next: None, announced: None };
+        let mut next =
+            Manifest { log, epoch, writer: self.writer, next: None, announced: None, lanes: BTreeMap::new() };
         self.number = 0;
         if let Some((number, found)) = highest {
             if found.log != log && self.bug != Bug::AnyLog {
@@ -148,7 +155,7 @@ impl Sink for ModelSink {
                 return Err(Error::superseded("another has taken over"));
             }
             self.number = number;
-            (next.next, next.announced) = (found.next, found.announced);
+            (next.next, next.announced, next.lanes) = (found.next, found.announced, found.lanes);
         }
         if self.bug == Bug::PromiseForgotten {
             next.announced = None;
@@ -158,7 +165,15 @@ impl Sink for ModelSink {
         }
         self.put(next.clone()).await?;
         let promised = next.announced.map(|(range, streams)| Promise { range, streams });
-        Ok(Opened { checkpoint: next.next.map(|next| Checkpoint { next: Offset(next) }), promised, parked: Vec::new() })
+        let parked = next.lanes.into_iter().map(|(stream, (next, promised))| Parked {
+            stream,
+            next: Offset(next),
+            since: 0,
+            why: String::new(),
+            promised,
+        });
+        let checkpoint = next.next.map(|next| Checkpoint { next: Offset(next) });
+        Ok(Opened { checkpoint, promised, parked: parked.collect() })
     }
 
     async fn stage(&mut self, shape: &Arc<Shape>, run: Run<'_>) -> Result<()> {
@@ -176,17 +191,31 @@ impl Sink for ModelSink {
     async fn commit(&mut self, staged: Vec<Self::Staged>, step: Step) -> Result<Checkpoint> {
         let current = self.current.clone().ok_or_else(|| Error::retry("it is not open"))?;
         let range = step.range();
-        if current.next.is_some_and(|next| next != range.start.0) && self.bug != Bug::AnyStep {
-            return Err(Error::halt("it does not begin at the checkpoint"));
-        }
-        let done = Manifest { next: Some(range.end.0), announced: None, ..current.clone() };
-        let mut announced = current.clone();
         let mut streams: Vec<String> = staged.iter().map(|(stream, _)| stream.clone()).collect();
         if self.bug == Bug::HalfPromise {
             streams.truncate(1);
         }
-        announced.announced = Some((range, streams));
-        if current.announced.is_none() && self.bug != Bug::NoAnnouncement {
+        let (mut done, mut announced) = (current.clone(), current.clone());
+        let (next, redone) = match step.lane() {
+            None => {
+                (done.next, done.announced) = (Some(range.end.0), None);
+                announced.announced = Some((range, streams));
+                (current.next, current.announced.is_some())
+            }
+            Some(stream) => {
+                let (next, own) = current.lanes.get(stream).ok_or_else(|| Error::retry("it does not wait"))?;
+                announced.lanes.insert(stream.into(), (range.start.0, Some(range)));
+                done.lanes.insert(stream.into(), (range.end.0, None));
+                if current.next.is_none_or(|next| next <= range.end.0) || self.bug == Bug::LaneCutShort {
+                    done.lanes.remove(stream);
+                }
+                (Some(*next), own.is_some())
+            }
+        };
+        if next.is_some_and(|next| next != range.start.0) && self.bug != Bug::AnyStep {
+            return Err(Error::halt("it does not begin at the checkpoint"));
+        }
+        if !redone && self.bug != Bug::NoAnnouncement {
             self.put(announced).await?;
         }
         if self.bug == Bug::CheckpointFirst {
@@ -204,6 +233,18 @@ impl Sink for ModelSink {
             self.put(done).await?;
         }
         Ok(Checkpoint { next: range.end })
+    }
+
+    async fn park(&mut self, stream: &str, at: Offset, _: &str) -> Result<bool> {
+        let mut next = self.current.clone().ok_or_else(|| Error::retry("it is not open"))?;
+        let mut own = None;
+        if let Some((range, streams)) = &mut next.announced {
+            let before = streams.len();
+            streams.retain(|announced| announced != stream);
+            own = (streams.len() < before && self.bug != Bug::LaneWithoutPromise).then_some(*range);
+        }
+        next.lanes.entry(stream.into()).or_insert((at.0, own));
+        self.put(next).await.map(|()| true)
     }
 }
 
@@ -232,7 +273,8 @@ impl Destination for Model {
 }
 
 async fn violations(bug: Bug) -> Vec<super::Violation> {
-    suite(async || Model { bug, store: Arc::default() }, 1).await
+    let make = async || Model { bug, store: Arc::default() };
+    [suite(make, 1).await, apart(make, 1).await].concat()
 }
 
 #[tokio::test]
@@ -256,6 +298,8 @@ async fn a_sink_that_breaks_it_is_told_by_the_test_for_that() {
         (Bug::VisibleStage, "a_repeated_stage_counts_once"),
         (Bug::NumbersComeAgain, "wherever_a_zombie_wakes"),
         (Bug::HalfPromise, "wherever_the_process_ends"),
+        (Bug::LaneWithoutPromise, "wherever_a_zombie_wakes"),
+        (Bug::LaneCutShort, "whatever_operation_fails"),
     ] {
         let found = violations(bug).await;
         assert!(found.iter().any(|violation| violation.test == test), "{bug:?} is told by {found:#?}");
