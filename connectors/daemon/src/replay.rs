@@ -115,6 +115,16 @@ async fn plan(config: &Config, sink: &str, source: &str, place: Option<Place>) -
         .hint("`--from beginning` goes as far back as there is; `--from snapshot` reads the tables again"));
     }
     let asked = files.transaction_at(asked).map_err(failed)?;
+    let apart = connector_runtime::lanes(&standing.state, sink).min_by_key(|(_, lane)| lane.next);
+    let apart = apart.filter(|(_, lane)| lane.next < asked.0);
+    if let Some((stream, lane)) = apart.as_ref().filter(|(_, lane)| lane.next < standing.start.0) {
+        return Err(Error::halt(format!(
+            "{stream} waits apart at offset {}, and the log is kept only from {} on: moved back, it would lack what lies between",
+            lane.next, standing.start
+        ))
+        .hint("`--from snapshot` reads the tables again"));
+    }
+    let asked = apart.as_ref().map_or(asked, |(_, lane)| Offset(lane.next));
     let (to, mut steps) =
         sinks::move_back(&config.sinks[sink], sink, source, asked, standing.start, place == Place::Beginning).await?;
     let to = files.transaction_at(to).map_err(failed)?;
@@ -123,6 +133,10 @@ async fn plan(config: &Config, sink: &str, source: &str, place: Option<Place>) -
             0,
             format!("the log is kept only from offset {} on: what came before stays as it is", standing.start),
         );
+    }
+    if let Some((stream, lane)) = apart {
+        let what = format!("{stream} waits apart at offset {}: from there on, so that it lacks nothing", lane.next);
+        steps.insert(0, what);
     }
     let events = standing.end.0.saturating_sub(to.0);
     steps.push(format!("offsets {to} to {} are delivered again, {events} at most, and then what comes", standing.end));

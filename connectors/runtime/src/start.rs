@@ -65,7 +65,8 @@ impl<K: Sink> Delivery<K> {
         }
         let moves = match replay {
             Replay::To(to) => {
-                let to = self.move_back(at, Offset(*to)).await?;
+                let least = self.least(log, opened)?.unwrap_or(Offset(*to));
+                let to = self.move_back(at, least.min(Offset(*to))).await?;
                 changes.push(orders::checkpoint_note(&name, to));
                 true
             }
@@ -96,6 +97,24 @@ impl<K: Sink> Delivery<K> {
         self.ask_anew(at);
         tracing::info!(sink = name, order = ?replay, "replay begins");
         Ok(moves)
+    }
+
+    /// Where the table is that is furthest behind of those that wait apart: they
+    /// join the others, and behind that place there would be a gap in it.
+    fn least(&self, log: &Log, opened: &Opened) -> Result<Option<Offset>> {
+        let Some(table) = opened.parked.iter().min_by_key(|table| table.next) else { return Ok(None) };
+        if table.next < log.start() {
+            return Err(Error::halt(format!(
+                "table {} of sink {:?} waits apart at offset {}, and the log is kept only from {} on: moved back, it \
+                 would lack what lies between",
+                table.stream,
+                self.name,
+                table.next,
+                log.start()
+            ))
+            .hint(format!("`highwater replay {} --from snapshot` has its tables read for it alone", self.name)));
+        }
+        Ok(Some(table.next))
     }
 
     fn moved(&self, to: Offset, moved: Moved) -> Result<()> {
