@@ -14,6 +14,7 @@ mod failover;
 mod gate;
 mod http;
 mod kills;
+mod lanes;
 mod memory;
 mod outages;
 mod pgsink;

@@ -110,7 +110,7 @@ async fn what_belongs_to_another_or_is_not_accounted_for_is_not_added_to() {
     let manifests = lake.join("_highwater/sinks/lake/shop");
     let newest = std::fs::read_dir(&manifests).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
     let text = std::fs::read_to_string(&newest).unwrap();
-    std::fs::write(&newest, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+    std::fs::write(&newest, text.replace("\"version\": 2", "\"version\": 3")).unwrap();
     refused(&config, &["later version"]);
     std::fs::write(&newest, text).unwrap();
     Daemon::new(&folder, &config).catch_up();

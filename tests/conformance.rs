@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use connector::conformance::{Configured, Destination, Process, suite};
+use connector::conformance::{Configured, Destination, Process, apart, suite};
 use connector_object_store::{Codec, Form, Format, ObjectStoreSink, Settings, Store};
 use highwater_tests::{Azure, Gcs, S3, folder, offsets_of};
 use object_store::local::LocalFileSystem;
@@ -122,6 +122,17 @@ async fn the_sink_keeps_its_promise_in_memory_whatever_operation_fails() {
     }
 }
 
+// In one format each operation; what another changes of it, some tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_waits_apart_is_there_once_whatever_operation_fails() {
+    for (format, part, stride) in [(Format::Parquet, IN_PARTS, 1), (Format::Avro, WHOLE, 7), (Format::Ndjson, WHOLE, 7)]
+    {
+        let staging = scratch(&format!("conform-apart-{format:?}"));
+        let make = async || Lake::new(Arc::new(InMemory::new()), format, staging(), part);
+        assert_eq!(apart(make, stride).await, [], "{format:?}");
+    }
+}
+
 // Each operation is tried in memory; elsewhere some, for the store to mean the
 // same by them.
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +149,10 @@ async fn the_sink_keeps_its_promise_in_a_folder_whatever_operation_fails() {
                 lake.folder = Some(folder);
                 lake
             };
-            assert_eq!(suite(make, 5).await, [], "{name}");
+            assert_eq!(suite(&make, 5).await, [], "{name}");
+            if part == WHOLE {
+                assert_eq!(apart(make, 23).await, [], "{name}");
+            }
         }
     }
 }
@@ -150,7 +164,10 @@ async fn conform(name: &str, store: Arc<dyn ObjectStore>, stride: usize) {
             let prefix = format!("{format:?}/{}", count.fetch_add(1, Ordering::Relaxed));
             Lake::new(Arc::new(PrefixStore::new(store.clone(), prefix)), format, staging(), WHOLE)
         };
-        assert_eq!(suite(make, stride).await, [], "{name} {format:?}");
+        assert_eq!(suite(&make, stride).await, [], "{name} {format:?}");
+        if format == Format::Parquet {
+            assert_eq!(apart(make, stride * 2).await, [], "{name}");
+        }
     }
 }
 

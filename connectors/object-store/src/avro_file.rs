@@ -54,6 +54,7 @@ impl AvroFile {
             Error::halt(format!("the Avro schema of {} in the log cannot be read", shape.table.stream()))
                 .because(error)
                 .hint("run `highwater log check`")
+                .of_stream(&shape.table.stream())
         })?;
         let (name, codec) = match form.codec() {
             Codec::None => ("null", Packing::None),

@@ -41,7 +41,16 @@ impl Files {
     /// Files of one folder follow each other. Those of several, as partitions
     /// have them, interleave: they are open together, no more than have to be.
     pub async fn fold(&self, stream: &str, upto: u64, state: &mut State) -> Result<std::result::Result<(), String>> {
-        if let Some(from) = manifest::retained_from(&*self.store, &self.sink).await? {
+        let newest = manifest::newest(&*self.store, &self.sink).await?;
+        let lane = newest.as_ref().and_then(|manifest| manifest.lane(stream));
+        if let Some(lane) = lane.filter(|lane| lane.next_offset < upto) {
+            return Ok(Err(format!(
+                "it waits apart at the destination, {} events of the log behind: {}",
+                upto - lane.next_offset,
+                lane.why
+            )));
+        }
+        if let Some(from) = newest.and_then(|manifest| manifest.retained_from) {
             return Ok(Err(format!(
                 "its files up to offset {from} were ended by `retain`: no file has a row that has not changed since"
             )));

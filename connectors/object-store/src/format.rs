@@ -1,6 +1,7 @@
 //! How a step's files are formed: announced with it, and kept to.
 
 use config::{Compression, FileFormat, PartitionBy};
+use connector::Table;
 use serde::{Deserialize, Serialize};
 
 /// What a file is, whatever it holds.
@@ -93,10 +94,19 @@ impl Form {
         }
     }
 
+    /// The column of a table that would stand beside one of ours of the same name.
+    pub(crate) fn taken<'a>(&self, table: &'a Table) -> Option<&'a str> {
+        let ours = |name: &str| name.strip_prefix(&self.meta_prefix).is_some_and(|name| OURS.contains(&name));
+        table.columns.iter().map(|column| column.name.as_str()).find(|name| ours(name))
+    }
+
     pub(crate) fn codec(&self) -> Codec {
         self.compression.unwrap_or(Codec::Zstd)
     }
 }
+
+/// Our own columns, behind the prefix.
+const OURS: [&str; 9] = ["op", "offset", "ordinal", "position", "tx", "commit_time", "absent", "old_key", "before"];
 
 /// First and end offset of a data file of any format, by its name.
 pub(crate) fn offsets(name: &str) -> Option<(u64, u64)> {

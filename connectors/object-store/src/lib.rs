@@ -11,6 +11,9 @@
 //! for these very rows, and a reader that only lists files never sees an event
 //! twice. Manifests are numbered objects, each made by put-if-absent; the
 //! highest counts and carries the epoch. `docs/object-store.md` has their form.
+//!
+//! A table that cannot be delivered waits apart in a *lane*, whose steps are
+//! announced like those of the others.
 
 mod avro_file;
 mod avro_schema;
@@ -20,6 +23,7 @@ mod error;
 mod event;
 mod format;
 mod json_text;
+mod lane;
 mod manifest;
 mod meta;
 mod ndjson_file;

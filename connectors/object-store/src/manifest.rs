@@ -12,11 +12,12 @@ use storage::{Epoch, LogId};
 
 use crate::error::failed;
 use crate::format::{Form, offsets};
+use crate::lane::Lane;
 
 /// How many superseded ones are left for people to look at.
 const KEPT: u64 = 16;
-/// Of a manifest.
-const VERSION: u32 = 1;
+/// Of a manifest. The first knew of no lanes, and is read as one without any.
+const VERSION: u32 = 2;
 
 /// What a manifest says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub(crate) struct Manifest {
     pub(crate) position: Option<String>,
     /// Commit time up to which all is here, in microseconds.
     pub(crate) event_time: Option<i64>,
+    /// Tables of which this does not hold: they wait apart.
+    #[serde(default)]
+    pub(crate) lanes: Vec<Lane>,
     /// Files that end at or before it do not count any more, and are being deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) retained_from: Option<u64>,
@@ -83,7 +87,7 @@ impl Manifests {
     ) -> Result<Self> {
         let folder = format!("_highwater/sinks/{sink}");
         loop {
-            let found = highest(&*store, &folder).await?;
+            let found = highest(&*store, &folder, None).await?;
             if found.is_none() {
                 is_conditional(&*store, &folder, writer).await?;
             }
@@ -98,6 +102,7 @@ impl Manifests {
                     next_offset: None,
                     position: None,
                     event_time: None,
+                    lanes: Vec::new(),
                     retained_from: None,
                     announced: None,
                     removing: None,
@@ -116,7 +121,7 @@ impl Manifests {
                     if found.epoch > epoch || (found.epoch == epoch && found.writer != writer) {
                         return Err(superseded(sink, &found));
                     }
-                    Manifest { number: found.number + 1, epoch, writer: writer.into(), ..found }
+                    Manifest { version: VERSION, number: found.number + 1, epoch, writer: writer.into(), ..found }
                 }
             };
             let mut manifests = Self { store: store.clone(), folder: folder.clone(), current: next.clone() };
@@ -151,7 +156,7 @@ impl Manifests {
             return Ok(());
         };
         // A successor's, who is further than we know of.
-        if let Some(higher) = above(&*self.store, &self.folder, self.current.number).await? {
+        if let Some(higher) = highest(&*self.store, &self.folder, Some(self.current.number)).await? {
             return Err(superseded(&self.current.sink, &higher));
         }
         Err(Error::halt(format!(
@@ -166,7 +171,7 @@ impl Manifests {
 
     /// An error, or that a successor is there, who clears away what we have begun.
     pub(crate) async fn or_superseded(&self, error: Error) -> Error {
-        match above(&*self.store, &self.folder, self.current.number).await {
+        match highest(&*self.store, &self.folder, Some(self.current.number)).await {
             Ok(Some(higher)) => superseded(&self.current.sink, &higher),
             _ => error,
         }
@@ -194,26 +199,29 @@ impl Manifests {
         let body = serde_json::to_vec_pretty(manifest).expect("a manifest serialises");
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let attempt = || format!("could not write manifest {path}");
-        match self.store.put_opts(&path, body.into(), options).await {
-            Ok(_) => {}
+        let there = match self.store.put_opts(&path, body.into(), options).await {
+            Ok(_) => true,
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
-                let found = read(&*self.store, &path).await?;
-                // Or else our own, of which the answer was lost.
-                if found != *manifest {
-                    return Ok(Put::Lost(Box::new(found)));
+                match read(&*self.store, &path).await? {
+                    // Our own, of which the answer was lost.
+                    Some(found) if found == *manifest => true,
+                    Some(found) => return Ok(Put::Lost(Box::new(found))),
+                    // It was cleared away since.
+                    None => false,
                 }
             }
             // The outcome is unknown until it is read: if it is there it counts.
             Err(error) => match read(&*self.store, &path).await {
-                Ok(found) if found == *manifest => {}
-                Ok(found) => return Ok(Put::Lost(Box::new(found))),
-                Err(_) => return Err(failed(error, attempt())),
+                Ok(Some(found)) if found == *manifest => true,
+                Ok(Some(found)) => return Ok(Put::Lost(Box::new(found))),
+                Ok(None) | Err(_) => return Err(failed(error, attempt())),
             },
-        }
+        };
         // Its number was free, which it is again when a successor has come so
         // far that it has cleared it away. Whoever comes later begins at ours.
-        match above(&*self.store, &self.folder, manifest.number).await? {
-            None => Ok(Put::Done),
+        match highest(&*self.store, &self.folder, Some(manifest.number)).await? {
+            None if there => Ok(Put::Done),
+            None => Err(Error::retry(attempt())),
             Some(higher) => {
                 let _ = self.store.delete(&path).await;
                 Ok(Put::Lost(Box::new(higher)))
@@ -223,7 +231,7 @@ impl Manifests {
 
     /// Best effort: what stays is only longer to list.
     async fn clear_old(&self) {
-        let Ok(numbers) = numbers(&*self.store, &self.folder).await else { return };
+        let Ok(numbers) = numbers(&*self.store, &self.folder, None).await else { return };
         for number in numbers.into_iter().filter(|n| n + KEPT < self.current.number) {
             if let Ok(path) = path(&self.folder, number) {
                 let _ = self.store.delete(&path).await;
@@ -247,46 +255,47 @@ fn path(folder: &str, number: u64) -> Result<Path> {
     Path::parse(&text).map_err(|error| Error::halt(format!("{text:?} is no path")).because(error))
 }
 
-async fn numbers(store: &dyn ObjectStore, folder: &str) -> Result<Vec<u64>> {
+/// Those that are there; `above`: only beyond this number.
+async fn numbers(store: &dyn ObjectStore, folder: &str, above: Option<u64>) -> Result<Vec<u64>> {
     let prefix = Path::parse(folder).map_err(|error| Error::halt(format!("{folder:?} is no path")).because(error))?;
-    let listed: Result<Vec<_>, _> = store.list(Some(&prefix)).try_collect().await;
+    let listed: Result<Vec<_>, _> = match above {
+        None => store.list(Some(&prefix)).try_collect().await,
+        Some(number) => store.list_with_offset(Some(&prefix), &path(folder, number)?).try_collect().await,
+    };
     let listed = listed.map_err(|error| failed(error, format!("could not list {prefix}")))?;
-    Ok(listed.iter().filter_map(|meta| numbered(&meta.location)).collect())
+    let numbered = |path: &Path| path.filename()?.strip_suffix(".json")?.parse::<u64>().ok();
+    Ok(listed.iter().filter_map(|meta| numbered(&meta.location)).filter(|number| above < Some(*number)).collect())
 }
 
-/// The highest beyond `number`.
-async fn above(store: &dyn ObjectStore, folder: &str, number: u64) -> Result<Option<Manifest>> {
-    let prefix = Path::parse(folder).map_err(|error| Error::halt(format!("{folder:?} is no path")).because(error))?;
-    let listed: Result<Vec<_>, _> = store.list_with_offset(Some(&prefix), &path(folder, number)?).try_collect().await;
-    let listed = listed.map_err(|error| failed(error, format!("could not list {prefix}")))?;
-    match listed.iter().filter_map(|meta| numbered(&meta.location)).filter(|n| *n > number).max() {
-        None => Ok(None),
-        Some(number) => read(store, &path(folder, number)?).await.map(Some),
+/// The highest; `above`: beyond this number.
+async fn highest(store: &dyn ObjectStore, folder: &str, above: Option<u64>) -> Result<Option<Manifest>> {
+    let mut missed = None;
+    loop {
+        let Some(number) = numbers(store, folder, above).await?.into_iter().max() else { return Ok(None) };
+        match read(store, &path(folder, number)?).await? {
+            Some(manifest) => return Ok(Some(manifest)),
+            // It was cleared away since, by whoever is far beyond it.
+            None if missed < Some(number) => missed = Some(number),
+            None => return Err(Error::retry(format!("manifest {number} in {folder} is listed, and cannot be found"))),
+        }
     }
 }
 
-fn numbered(path: &Path) -> Option<u64> {
-    path.filename()?.strip_suffix(".json")?.parse().ok()
-}
-
-async fn highest(store: &dyn ObjectStore, folder: &str) -> Result<Option<Manifest>> {
-    match numbers(store, folder).await?.into_iter().max() {
-        None => Ok(None),
-        Some(number) => read(store, &path(folder, number)?).await.map(Some),
-    }
-}
-
-async fn read(store: &dyn ObjectStore, path: &Path) -> Result<Manifest> {
+/// None: it is not there.
+async fn read(store: &dyn ObjectStore, path: &Path) -> Result<Option<Manifest>> {
     let attempt = || format!("could not read manifest {path}");
-    let body = async { store.get(path).await?.bytes().await }.await;
-    let body = body.map_err(|error| failed(error, attempt()))?;
+    let body = match async { store.get(path).await?.bytes().await }.await {
+        Ok(body) => body,
+        Err(StoreError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(failed(error, attempt())),
+    };
     const LATER: &str = "it may be of a later version of Highwater: run that one";
     let manifest: Manifest =
         serde_json::from_slice(&body).map_err(|error| Error::halt(attempt()).because(error).hint(LATER))?;
-    if manifest.version != VERSION {
+    if !(1..=VERSION).contains(&manifest.version) {
         return Err(Error::halt(format!("manifest {path} has version {}", manifest.version)).hint(LATER));
     }
-    Ok(manifest)
+    Ok(Some(manifest))
 }
 
 /// Whether the store means put-if-absent as it says: all else rests on it.
@@ -323,10 +332,9 @@ pub(crate) async fn probe(store: &dyn ObjectStore, path: &Path) -> Result<()> {
     }
 }
 
-/// Up to where a sink's files were ended, as its newest manifest says.
-pub(crate) async fn retained_from(store: &dyn ObjectStore, sink: &str) -> Result<Option<u64>> {
-    let newest = highest(store, &format!("_highwater/sinks/{sink}")).await?;
-    Ok(newest.and_then(|manifest| manifest.retained_from))
+/// A sink's newest.
+pub(crate) async fn newest(store: &dyn ObjectStore, sink: &str) -> Result<Option<Manifest>> {
+    highest(store, &format!("_highwater/sinks/{sink}"), None).await
 }
 
 /// Whose a stream's folder is.
@@ -400,4 +408,41 @@ pub(crate) async fn claimed(store: &dyn ObjectStore, log: LogId, sink: &str) -> 
         }
     }
     Ok(streams)
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+    use storage::Offset;
+
+    use super::*;
+
+    const V1: &str = include_str!("../../../tests/fixtures/manifest-v1.json");
+
+    #[tokio::test]
+    async fn one_of_the_first_version_is_taken_over_as_one_of_this() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let folder = "_highwater/sinks/lake/shop";
+        store.put(&path(folder, 7).unwrap(), V1.into()).await.unwrap();
+        let first: Manifest = serde_json::from_str(V1).unwrap();
+        let take_over = || Manifests::take_over(store.clone(), "lake/shop", first.log, Epoch(2), "us");
+        let mut manifests = take_over().await.unwrap();
+        let ours = Manifest { version: 2, number: 8, epoch: Epoch(2), writer: "us".into(), ..first.clone() };
+        assert_eq!(manifests.current, ours);
+        assert_eq!(newest(&*store, "lake/shop").await.unwrap(), Some(ours), "and it is written so");
+        // What was announced is split when one of its tables is to wait.
+        manifests.advance(|manifest| manifest.park("shop.public.orders", Offset(3), "refused", 9)).await.unwrap();
+        let parked = newest(&*store, "lake/shop").await.unwrap().unwrap();
+        let (before, left) = (first.announced.unwrap(), parked.announced.unwrap());
+        let lane = &parked.lanes[0];
+        let apart = lane.announced.as_ref().unwrap();
+        assert_eq!((lane.next_offset, lane.since, lane.event_time), (3, 9, first.event_time));
+        assert_eq!((&left.files[..], &apart.files[..]), (&before.files[..1], &before.files[1..]));
+        assert_eq!((apart.range(), &apart.form), (before.range(), &before.form));
+        // A later one is left alone.
+        let later = V1.replace("\"version\": 1", "\"version\": 3");
+        store.put(&path(folder, 10).unwrap(), later.into()).await.unwrap();
+        let error = take_over().await.err().unwrap();
+        assert!(error.remedy().is_some_and(|remedy| remedy.contains("later version")), "{error}");
+    }
 }

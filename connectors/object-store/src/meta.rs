@@ -35,7 +35,7 @@ impl Meta {
             commit_time: TimestampMicrosecondBuilder::new(),
             absent: ListBuilder::new(StringBuilder::new()).with_field(field("element", &Type::String)),
             old_key: (!table.key.is_empty()).then(|| Column::structure(keyed)),
-            before: has_before(table, before).then(|| Column::structure(all)),
+            before: has_struct(table, before).then(|| Column::structure(all)),
         }
     }
 
@@ -59,7 +59,7 @@ impl Meta {
             let keyed = table.key.iter().map(|&i| field(&table.columns[i].name, &table.columns[i].ty));
             fields.push(structure("old_key", keyed.collect()));
         }
-        if has_before(table, before) {
+        if has_struct(table, before) {
             fields.push(structure("before", table.columns.iter().map(|c| field(&c.name, &c.ty)).collect()));
         }
         fields
@@ -138,6 +138,11 @@ impl Meta {
 /// The whole old row matters where there is no key to find it by.
 pub(crate) fn has_before(table: &Table, before: bool) -> bool {
     before || table.key.is_empty()
+}
+
+/// Parquet has no struct without fields, which a table without columns would need.
+fn has_struct(table: &Table, before: bool) -> bool {
+    has_before(table, before) && !table.columns.is_empty()
 }
 
 /// A body of which some columns are `T` and the others may be null.

@@ -37,7 +37,8 @@ impl Retention {
     /// listed or deleted waits for the next look.
     pub(crate) async fn look(&mut self, store: &dyn ObjectStore, manifests: &mut Manifests) -> Result<()> {
         self.looked = Some(Instant::now());
-        let Some(next) = manifests.current.next_offset else { return Ok(()) };
+        // Files of a table that catches up are new, however low their offsets.
+        let Some(next) = manifests.current.least() else { return Ok(()) };
         let files = match list(store, manifests).await {
             Ok(files) => files,
             Err(error) => {

@@ -78,6 +78,7 @@ pub(crate) async fn move_to(store: &dyn ObjectStore, manifests: &mut Manifests, 
     manifests
         .advance(|manifest| {
             manifest.announced = None;
+            manifest.lanes.clear();
             manifest.next_offset = Some(to.0);
             manifest.removing = Some(from);
             if back {

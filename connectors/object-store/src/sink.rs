@@ -1,18 +1,19 @@
 //! The sink.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use config::ObjectStore as Config;
-use connector::{Checkpoint, Error, Mark, Moved, Opened, Promise, Result, Run, Shape, Sink, Step, fault, stream_part};
+use connector::{Action, Checkpoint, Error, Mark, Moved, Opened, Result, Run, Shape, Sink, Step, fault, stream_part};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use storage::{Epoch, LogId, Offset, OffsetRange};
+use storage::{Epoch, LogId, Offset};
 
-use crate::error::failed;
-use crate::format::{Form, Partition};
-use crate::manifest::{Announced, File, Manifests, claim, probe};
+use crate::error::{failed, of_table};
+use crate::format::Partition;
+use crate::lane::Lane;
+use crate::manifest::{Announced, File, Manifest, Manifests, claim, probe};
 use crate::retention::Retention;
 use crate::rewind::{self, Reach};
 use crate::settings::Settings;
@@ -79,9 +80,18 @@ impl ObjectStoreSink {
         Ok(format!("{} can be written and read", config.url))
     }
 
-    fn gather(&self, form: Form) -> Gather {
-        let Settings { staging, position, .. } = &self.settings;
-        Gather { folder: staging.clone(), form, position: *position, sync: self.random }
+    /// An announced step is done as it was announced, whatever the configuration
+    /// says by now.
+    fn gather(&self, manifest: &Manifest) -> Gather {
+        let Settings { staging, position, form, .. } = &self.settings;
+        let announced = |lane: &Lane| Some((lane.stream.clone(), lane.announced.as_ref()?.form.clone()));
+        Gather {
+            folder: staging.clone(),
+            form: manifest.announced.as_ref().map_or(form, |announced| &announced.form).clone(),
+            apart: manifest.lanes.iter().filter_map(announced).collect::<HashMap<_, _>>(),
+            position: *position,
+            sync: self.random,
+        }
     }
 
     /// What moving the sink back to an offset would come to; `up`: to one above
@@ -111,21 +121,15 @@ impl Sink for ObjectStoreSink {
         if let Some(retention) = &mut self.retention {
             retention.look(&*store.objects, &mut manifests).await?;
         }
-        let announced = manifests.current.announced.clone();
-        // An announced step is done as it was announced, whatever the
-        // configuration says by now.
-        let form = announced.as_ref().map_or(&self.settings.form, |announced| &announced.form).clone();
-        let staging = Staging::new(self.gather(form))?;
-        let checkpoint = manifests.current.next_offset.map(|next| Checkpoint { next: Offset(next) });
+        let staging = Staging::new(self.gather(&manifests.current))?;
+        let Manifest { next_offset, announced, lanes, .. } = &manifests.current;
+        let opened = Opened {
+            checkpoint: next_offset.map(|next| Checkpoint { next: Offset(next) }),
+            promised: announced.as_ref().map(Announced::promise),
+            parked: lanes.iter().map(Lane::parked).collect(),
+        };
         self.open = Some(Open { store, manifests, uploads, staging, claimed: HashSet::new() });
-        let promised = announced.map(|announced| Promise {
-            range: OffsetRange { start: Offset(announced.start), end: Offset(announced.end) },
-            streams: {
-                let streams: HashSet<String> = announced.files.into_iter().map(|file| file.stream).collect();
-                streams.into_iter().collect()
-            },
-        });
-        Ok(Opened { checkpoint, promised, parked: Vec::new() })
+        Ok(opened)
     }
 
     async fn stage(&mut self, shape: &Arc<Shape>, run: Run<'_>) -> Result<()> {
@@ -147,23 +151,16 @@ impl Sink for ObjectStoreSink {
 
     async fn commit(&mut self, staged: Vec<Uploaded>, step: Step) -> Result<Checkpoint> {
         let range = step.range();
-        let form = self.settings.form.clone();
         let position = step.position.as_ref().map(|position| (self.settings.position)(position.as_bytes()));
-        let settings = self.settings.clone();
         // After an error, or cut short, it has to be opened again: what the
         // destination holds by then is not known here.
         let mut open = self.open.take().ok_or_else(|| Error::retry("the sink is not open"))?;
-        if let Some(next) = open.manifests.current.next_offset
-            && next != range.start.0
-        {
-            let what = format!("a step from offset {} does not begin at the sink's checkpoint {next}", range.start);
-            return Err(Error::halt(what).hint("this is a fault of Highwater: please report it"));
-        }
         let files: Vec<File> = staged.iter().map(|staged| staged.file.clone()).collect();
-        let redone = open.manifests.current.announced.is_some();
-        match &open.manifests.current.announced {
+        let announced = open.manifests.current.announced_for(&step)?;
+        let redone = announced.is_some();
+        match announced {
             Some(announced) => {
-                if (announced.start, announced.end) != (range.start.0, range.end.0) || announced.files != files {
+                if announced.range() != range || announced.files != files {
                     return Err(Error::halt(format!(
                         "the step from offset {} to {} was announced with other files than the log gives",
                         announced.start, announced.end
@@ -174,51 +171,43 @@ impl Sink for ObjectStoreSink {
             None if files.is_empty() => {}
             None => {
                 for file in &files {
-                    if !open.claimed.contains(&file.stream) {
-                        let log = open.manifests.current.log;
-                        claim(&*open.store.objects, &file.stream, log, &settings.sink).await?;
-                        let partition = match &form.partition {
-                            Some(Partition::Column(name)) => Some(stream_part(name)),
-                            Some(Partition::CommitDate) => Some(stream_part(&form.meta_prefix)),
-                            None => None,
-                        };
-                        open.manifests.nothing_beyond(&file.stream, range.start.0, partition.as_deref()).await?;
-                        open.uploads.clear_stream(&file.stream, range.start.0);
-                        open.claimed.insert(file.stream.clone());
-                    }
+                    open.claim(&file.stream, range.start, &self.settings).await?;
                 }
                 fault::point("staged");
-                let announced = Announced { start: range.start.0, end: range.end.0, form: form.clone(), files };
-                open.manifests.advance(|manifest| manifest.announced = Some(announced)).await?;
+                let form = self.settings.form.clone();
+                let announced = Announced { start: range.start.0, end: range.end.0, form, files };
+                open.manifests.advance(|manifest| manifest.announce(&step, announced)).await?;
                 fault::point("announced");
             }
         }
         for Uploaded { file, staged } in &staged {
             if let Err(error) = open.uploads.put(&file.path, staged, redone).await {
-                return Err(open.manifests.or_superseded(error).await);
+                return Err(open.manifests.or_superseded(of_table(error, &file.stream)).await);
             }
             // It waits no longer; a leftover goes with the next opening.
             let _ = tokio::fs::remove_file(staged).await;
             fault::point("file-uploaded");
         }
         fault::point("uploaded");
-        open.manifests
-            .advance(|manifest| {
-                manifest.announced = None;
-                manifest.next_offset = Some(range.end.0);
-                manifest.position = position;
-                manifest.event_time = Some(step.event_time.0);
-            })
-            .await?;
+        open.manifests.advance(|manifest| manifest.arrive(&step, position)).await?;
         fault::point("manifest-lost-answer");
         if redone {
-            open.staging = Staging::new(self.gather(form))?;
+            open.staging = Staging::new(self.gather(&open.manifests.current))?;
         }
         if let Some(retention) = self.retention.as_mut().filter(|retention| retention.is_due()) {
             retention.look(&*open.store.objects, &mut open.manifests).await?;
         }
         self.open = Some(open);
         Ok(Checkpoint { next: range.end })
+    }
+
+    async fn park(&mut self, stream: &str, at: Offset, why: &str) -> Result<bool> {
+        let mut open = self.open.take().ok_or_else(|| Error::retry("the sink is not open"))?;
+        let now = (self.settings.now)();
+        open.manifests.advance(|manifest| manifest.park(stream, at, why, now)).await?;
+        fault::point("table-parked");
+        self.open = Some(open);
+        Ok(true)
     }
 
     async fn move_to(&mut self, to: Offset) -> Result<Moved> {
@@ -228,5 +217,31 @@ impl Sink for ObjectStoreSink {
 
     fn is_full(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.staging.bytes >= self.settings.cut_bytes)
+    }
+}
+
+impl Open {
+    /// A stream's folder is ours, and holds nothing at or behind an offset.
+    async fn claim(&mut self, stream: &str, at: Offset, settings: &Settings) -> Result<()> {
+        if self.claimed.contains(stream) {
+            return Ok(());
+        }
+        let Manifest { log, next_offset, .. } = self.manifests.current;
+        let claimed = claim(&*self.store.objects, stream, log, &settings.sink).await;
+        claimed.map_err(|error| match error.action() {
+            // A new sink of which the first table is another's is not meant to be here at all.
+            Action::Halt if next_offset.is_some() => error.of_stream(stream),
+            _ => of_table(error, stream),
+        })?;
+        let partition = match &settings.form.partition {
+            Some(Partition::Column(name)) => Some(stream_part(name)),
+            Some(Partition::CommitDate) => Some(stream_part(&settings.form.meta_prefix)),
+            None => None,
+        };
+        let beyond = self.manifests.nothing_beyond(stream, at.0, partition.as_deref()).await;
+        beyond.map_err(|error| of_table(error, stream))?;
+        self.uploads.clear_stream(stream, at.0);
+        self.claimed.insert(stream.into());
+        Ok(())
     }
 }

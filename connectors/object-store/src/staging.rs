@@ -41,9 +41,17 @@ pub(crate) struct Staging {
 pub(crate) struct Gather {
     pub(crate) folder: PathBuf,
     pub(crate) form: Form,
+    /// Of tables whose own step was announced.
+    pub(crate) apart: HashMap<String, Form>,
     pub(crate) position: fn(&[u8]) -> String,
     /// Between the blocks of Avro files.
     pub(crate) sync: [u8; 16],
+}
+
+impl Gather {
+    fn form(&self, stream: &str) -> &Form {
+        self.apart.get(stream).unwrap_or(&self.form)
+    }
 }
 
 impl Staging {
@@ -87,9 +95,9 @@ impl Staging {
                 self.partitioned += 1;
             }
             self.made += 1;
-            let Gather { form, sync, .. } = &self.settings;
+            let (form, sync) = (self.settings.form(stream_of(folder)), self.settings.sync);
             let file = self.settings.folder.join(format!("{}.{}", self.made, form.suffix()));
-            self.open.insert(folder.into(), Writer::new(shape.clone(), blank, file, first, form, *sync)?);
+            self.open.insert(folder.into(), Writer::new(shape.clone(), blank, file, first, form, sync)?);
         }
         Ok(self.open.get_mut(folder).expect("inserted above"))
     }
@@ -99,10 +107,10 @@ impl Staging {
         self.unmeasured += run.bytes();
         let position = (self.settings.position)(run.transaction.position);
         let stream = shape.table.stream();
+        let form = self.settings.form(&stream);
         // Only Avro cannot say that a column of the key has no value.
-        let blanks = self.settings.form.format == Format::Avro && !shape.table.key.is_empty();
-        let mut places =
-            self.places.remove(&shape.number).unwrap_or_else(|| Places::of(&shape.table, &self.settings.form));
+        let blanks = form.format == Format::Avro && !shape.table.key.is_empty();
+        let mut places = self.places.remove(&shape.number).unwrap_or_else(|| Places::of(&shape.table, form));
         let (mut folder, mut next_folder) = (String::new(), String::new());
         let mut changes = run.changes();
         let mut next = changes.next();
@@ -147,11 +155,12 @@ impl Staging {
 
     pub(crate) fn mark(&mut self, shape: &Arc<Shape>, mark: &Mark, offset: Offset) -> Result<()> {
         let mut folder = shape.table.stream();
-        if let Some(mut places) = Places::of(&shape.table, &self.settings.form) {
+        let form = self.settings.form(&folder);
+        let blank = form.format == Format::Avro && !shape.table.key.is_empty();
+        if let Some(mut places) = Places::of(&shape.table, form) {
             folder.push('/');
             places.mark(&mut folder, mark);
         }
-        let blank = self.settings.form.format == Format::Avro && !shape.table.key.is_empty();
         let position = (self.settings.position)(&mark.position);
         self.writer(&folder, shape, blank, offset)?.mark(mark, &position, offset)
     }
@@ -168,16 +177,11 @@ impl Staging {
 
     fn close(&mut self, folder: &str) -> Result<()> {
         let Some(mut writer) = self.open.remove(folder) else { return Ok(()) };
-        let stream = match folder.split_once('/') {
-            Some((stream, _)) => {
-                self.partitioned -= 1;
-                stream
-            }
-            None => folder,
-        };
+        self.partitioned -= usize::from(folder.contains('/'));
+        let stream = stream_of(folder);
         writer.close()?;
         let file = File {
-            path: format!("{folder}/{:020}-{:020}.{}", writer.first, writer.end, self.settings.form.suffix()),
+            path: format!("{folder}/{:020}-{:020}.{}", writer.first, writer.end, self.settings.form(stream).suffix()),
             stream: stream.into(),
             first: writer.first,
             end: writer.end,
@@ -198,4 +202,8 @@ impl Staging {
         files.sort_by_key(|(file, _)| file.first);
         Ok(files)
     }
+}
+
+fn stream_of(folder: &str) -> &str {
+    folder.split('/').next().unwrap_or(folder)
 }

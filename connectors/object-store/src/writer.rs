@@ -72,6 +72,12 @@ impl Writer {
         form: &Form,
         sync: [u8; 16],
     ) -> Result<Self> {
+        if let Some(column) = form.taken(&shape.table) {
+            let stream = shape.table.stream();
+            return Err(Error::halt(format!("column {column:?} of {stream} has the name of one of ours"))
+                .hint("set another `meta_prefix` of the sink")
+                .of_stream(&stream));
+        }
         let to = file.clone();
         let writer: Box<dyn FileWriter> = match form.format {
             Format::Parquet => Box::new(ParquetFile::new(shape.clone(), to, &form.meta_prefix, form.before)),
@@ -114,6 +120,11 @@ impl Writer {
     fn failed(&self, error: Failed) -> Error {
         match error {
             Failed::Row(error) => broken(&self.shape, error),
+            Failed::File(error) if !is_of_the_disk(&*error) => {
+                let stream = self.shape.table.stream();
+                let why = format!("rows of {stream} under schema {} do not go into such a file", self.shape.number);
+                Error::halt(why).because(error).hint(OTHERWISE).of_stream(&stream)
+            }
             Failed::File(error) => {
                 let folder = self.file.parent().unwrap_or(Path::new("."));
                 Error::retry(format!("could not write {}", self.file.display()))
@@ -130,4 +141,18 @@ pub(crate) fn broken(shape: &Shape, error: Malformed) -> Error {
     Error::halt(format!("a row of {stream} under schema {} cannot be read", shape.number))
         .because(error)
         .hint("run `highwater log check`")
+        .of_stream(&stream)
+}
+
+const OTHERWISE: &str = "set another `format` of the sink, in which such rows can be";
+
+fn is_of_the_disk(error: &(dyn StdError + Send + Sync + 'static)) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<std::io::Error>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
