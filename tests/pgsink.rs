@@ -1,5 +1,6 @@
 //! From a live PostgreSQL into another one.
 
+mod backlog;
 mod hosts;
 mod kills;
 mod shop;

@@ -65,7 +65,7 @@ impl PostgresSink {
         }
         // So short that a change is visible at once, so long that one commit
         // takes many transactions along when they come fast.
-        let (mut cut_bytes, mut cut_age) = (32 << 20, Duration::from_millis(20));
+        let (mut cut_bytes, mut cut_age) = (128 << 20, Duration::from_millis(20));
         if let Some(mut cut) = section.section("cut") {
             cut_bytes = cut.bytes("bytes").unwrap_or(cut_bytes).max(1);
             cut_age = cut.duration("age").unwrap_or(cut_age);

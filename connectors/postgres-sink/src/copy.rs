@@ -48,14 +48,24 @@ impl Copy {
     }
 
     async fn send(&mut self) -> Result<()> {
+        self.feed().await.map_err(|error| failed(error, self.what.clone()))
+    }
+
+    async fn feed(&mut self) -> std::result::Result<(), tokio_postgres::Error> {
         let full = std::mem::replace(&mut self.buffer, BytesMut::with_capacity(CHUNK + (CHUNK >> 2)));
-        self.sink.feed(full.freeze()).await.map_err(|error| failed(error, self.what.clone()))
+        self.sink.feed(full.freeze()).await
     }
 
     /// Ends; the rows are there when it returns.
-    pub(crate) async fn finish(mut self) -> Result<u64> {
+    pub(crate) async fn finish(self) -> Result<u64> {
+        let what = self.what.clone();
+        self.end().await.map_err(|error| failed(error, what))
+    }
+
+    /// As `finish`, with what the server says of rows that it refuses.
+    pub(crate) async fn end(mut self) -> std::result::Result<u64, tokio_postgres::Error> {
         self.buffer.extend_from_slice(&(-1i16).to_be_bytes());
-        self.send().await?;
-        self.sink.as_mut().finish().await.map_err(|error| failed(error, self.what.clone()))
+        self.feed().await?;
+        self.sink.as_mut().finish().await
     }
 }

@@ -33,12 +33,15 @@ pub(crate) struct Fold {
     pub(crate) plan: Arc<Plan>,
     /// The table was emptied before all that stands here.
     pub(crate) emptied: bool,
-    /// Of every image; what was replaced stays until the fold goes.
+    /// Of every image, and what was replaced since it was last closed up.
     pub(crate) rows: Vec<u8>,
+    /// Bytes of what was replaced.
+    dead: usize,
     /// By the key's fields.
     pub(crate) images: IndexMap<Box<[u8]>, Image>,
-    /// How many of them are new.
+    /// How many of them are new, and bytes of their rows.
     new: usize,
+    new_bytes: usize,
     /// Of a table without a key: how many came, by the row's fields.
     pub(crate) bag: IndexMap<Box<[u8]>, i64>,
     /// Likewise, of rows that a reading of the table brought.
@@ -55,7 +58,36 @@ struct Scratch {
     starts: Vec<usize>,
     key: Vec<u8>,
     old: Vec<u8>,
+    laid: Vec<u8>,
 }
+
+impl Image {
+    pub(crate) fn row(&self) -> Option<&Range<usize>> {
+        match self {
+            Image::Gone => None,
+            Image::Whole(row) | Image::New(row) | Image::Patch { row, .. } => Some(row),
+        }
+    }
+
+    fn row_mut(&mut self) -> Option<&mut Range<usize>> {
+        match self {
+            Image::Gone => None,
+            Image::Whole(row) | Image::New(row) | Image::Patch { row, .. } => Some(row),
+        }
+    }
+
+    /// Bytes of its row.
+    fn len(&self) -> usize {
+        self.row().map_or(0, Range::len)
+    }
+
+    pub(crate) fn is_new(&self) -> bool {
+        matches!(self, Image::New(_))
+    }
+}
+
+/// So much of what was replaced is worth closing up; tests do with less.
+const DEAD: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
 impl Fold {
     pub(crate) fn new(plan: Arc<Plan>) -> Self {
@@ -63,8 +95,10 @@ impl Fold {
             plan,
             emptied: false,
             rows: Vec::new(),
+            dead: 0,
             images: IndexMap::new(),
             new: 0,
+            new_bytes: 0,
             bag: IndexMap::new(),
             read: IndexMap::new(),
             refused: None,
@@ -89,19 +123,76 @@ impl Fold {
         self.new >= self.images.len() / 4 * 3
     }
 
+    /// Bytes of rows that are new, and likely to stay as they are.
+    pub(crate) fn new_bytes(&self) -> usize {
+        self.new_bytes
+    }
+
+    /// Whether all that is here is new.
+    pub(crate) fn is_all_new(&self) -> bool {
+        self.new == self.images.len()
+    }
+
+    /// Takes the new rows out. Written before what stays here they come to the
+    /// same, whatever is taken in afterwards: no other row is of their keys, and
+    /// no row that was moved has been at one (its former key is Gone or Whole here).
+    pub(crate) fn take_new(&mut self) -> Self {
+        let mut taken = Self::new(self.plan.clone());
+        taken.emptied = std::mem::take(&mut self.emptied);
+        taken.rows.reserve_exact(self.new_bytes);
+        taken.images.reserve_exact(self.new);
+        for (key, image) in self.images.extract_if(.., |_, image| image.is_new()) {
+            let Some(row) = image.row() else { continue };
+            let start = taken.rows.len();
+            taken.rows.extend_from_slice(&self.rows[row.clone()]);
+            taken.keys += key.len();
+            taken.images.insert(key, Image::New(start..taken.rows.len()));
+        }
+        (taken.new, taken.new_bytes) = (self.new, self.new_bytes);
+        (self.new, self.new_bytes) = (0, 0);
+        self.keys -= taken.keys;
+        self.dead += taken.rows.len();
+        self.close_up();
+        taken
+    }
+
     /// Takes a change.
     pub(crate) fn change(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         if change.op == Op::Truncate {
             self.emptied = true;
             self.images.clear();
-            self.new = 0;
+            (self.new, self.new_bytes) = (0, 0);
             self.bag.clear();
             self.read.clear();
             self.rows.clear();
-            self.keys = 0;
+            (self.dead, self.keys) = (0, 0);
             return Ok(());
         }
-        if self.plan.has_key() { self.keyed(change) } else { self.counted(change) }
+        if !self.plan.has_key() {
+            return self.counted(change);
+        }
+        self.keyed(change)?;
+        // Each time as much goes as is moved: so it costs what it is to write a row.
+        if self.dead >= DEAD && self.dead >= self.rows.len() / 2 {
+            self.close_up();
+        }
+        Ok(())
+    }
+
+    /// Moves the rows that count together, where they are: another buffer would
+    /// take their memory twice.
+    fn close_up(&mut self) {
+        let mut places: Vec<&mut Range<usize>> = self.images.values_mut().filter_map(Image::row_mut).collect();
+        places.sort_unstable_by_key(|row| row.start);
+        let mut end = 0;
+        for row in places {
+            let moved = end..end + row.len();
+            self.rows.copy_within(row.clone(), end);
+            end = moved.end;
+            *row = moved;
+        }
+        self.rows.truncate(end);
+        self.dead = 0;
     }
 
     fn keyed(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
@@ -144,14 +235,12 @@ impl Fold {
         Ok(())
     }
 
-    /// A row that is not whole, over what its former key has come to.
+    /// A row that is not whole, and the last in `rows`, over what its former key has come to.
     fn over(&mut self, from: &[u8], row: Range<usize>, moved: bool) -> Image {
         match self.images.get(from).cloned() {
-            Some(Image::Whole(under) | Image::New(under)) => {
-                Image::Whole(self.plan.overlay(&mut self.rows, under, row))
-            }
+            Some(Image::Whole(under) | Image::New(under)) => Image::Whole(self.lay(under, row)),
             Some(Image::Patch { row: under, origin }) => {
-                let row = self.plan.overlay(&mut self.rows, under, row);
+                let row = self.lay(under, row);
                 if self.plan.is_whole(&self.rows[row.clone()]) {
                     return Image::Whole(row);
                 }
@@ -161,17 +250,39 @@ impl Fold {
             }
             // There is no row that it could be laid over: one that is yet to be
             // read comes whole.
-            Some(Image::Gone) => Image::Gone,
-            None if self.emptied => Image::Gone,
+            Some(Image::Gone) => self.none(row),
+            None if self.emptied => self.none(row),
             None => Image::Patch { row, origin: moved.then(|| from.into()) },
         }
     }
 
+    /// The last row over one before it, in its place.
+    fn lay(&mut self, under: Range<usize>, over: Range<usize>) -> Range<usize> {
+        let laid = &mut self.scratch.laid;
+        self.plan.overlay(&self.rows[under], &self.rows[over.clone()], laid);
+        self.rows.truncate(over.start);
+        self.rows.extend_from_slice(laid);
+        over.start..self.rows.len()
+    }
+
+    /// The last row is none.
+    fn none(&mut self, row: Range<usize>) -> Image {
+        self.rows.truncate(row.start);
+        Image::Gone
+    }
+
     fn set(&mut self, key: &[u8], image: Image) {
-        self.new += usize::from(matches!(image, Image::New(_)));
+        if image.is_new() {
+            self.new += 1;
+            self.new_bytes += image.len();
+        }
         match self.images.get_mut(key) {
             Some(old) => {
-                self.new -= usize::from(matches!(old, Image::New(_)));
+                if old.is_new() {
+                    self.new -= 1;
+                    self.new_bytes -= old.len();
+                }
+                self.dead += old.len();
                 *old = image;
             }
             None => {

@@ -1,10 +1,12 @@
 //! A fold into a table, within the step's transaction.
 //!
 //! Large ones go by COPY into a temporary table of the session and from there
-//! by one statement a kind of change. The order matters: rows whose key changed
-//! first fetch what was not sent from where they were, then what is gone goes,
-//! then what is new is added, what is whole is put, what is known is set. So rows may change
-//! places in one step, and no unique key is ever in the way.
+//! by one statement a kind of change; rows that are new, where the table has
+//! their types as they come, by COPY into the table itself. The order matters:
+//! rows whose key changed first fetch what was not sent from where they were,
+//! then what is gone goes, then what is new is added, what is whole is put, what
+//! is known is set. So rows may change places in one step, and no unique key is
+//! ever in the way.
 
 use std::collections::{HashMap, HashSet};
 
@@ -33,14 +35,27 @@ const MOVED: i16 = 3;
 const FETCHED: i16 = 4;
 const NEW: i16 = 5;
 
+/// How a table takes rows that are new to us.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// Straight from us: for half of what it costs to put them.
+    Copied,
+    /// From the staging table, with other types: for three quarters.
+    Added,
+    /// Like others: one was not new there, or the server would not have said so.
+    Put,
+}
+
 /// What a session has made: temporary tables and prepared statements.
 #[derive(Default)]
 pub(crate) struct Made {
     staging: HashSet<String>,
     /// Temporary tables that hold rows of this transaction.
     used: HashSet<String>,
-    /// Tables by stream: whether rows that are new to us are new there.
-    news: HashMap<String, bool>,
+    /// By stream: how rows that are new to us are added.
+    news: HashMap<String, News>,
+    /// Likewise, of this transaction: whether nothing but the key ties its rows.
+    untied: HashMap<String, bool>,
     pub(crate) statements: HashMap<(u32, Vec<u8>), Statement>,
 }
 
@@ -49,11 +64,33 @@ impl Made {
     pub(crate) fn forget(&mut self) {
         self.statements.clear();
         self.news.clear();
+        self.untied.clear();
     }
 
-    /// A transaction begins: temporary tables are empty.
+    /// A transaction begins: temporary tables are empty, and somebody may have
+    /// added a constraint.
     pub(crate) fn begin(&mut self) {
         self.used.clear();
+        self.untied.clear();
+    }
+
+    /// Whether a table's rows may come in any order: there is no other unique key,
+    /// whose value a row could have from one that waits, and no reference.
+    pub(crate) async fn takes_any_order(&mut self, client: &Client, mirror: &Mirror) -> Result<bool> {
+        if let Some(untied) = self.untied.get(&mirror.stream) {
+            return Ok(*untied);
+        }
+        let sql = "SELECT NOT EXISTS (SELECT 1 FROM pg_constraint c
+                     WHERE c.conrelid = $1::text::regclass AND c.contype IN ('f', 'x'))
+                   AND NOT EXISTS (SELECT 1 FROM pg_index i
+                     WHERE i.indrelid = $1::text::regclass AND i.indisunique
+                       AND NOT (SELECT coalesce(array_agg(a.attname::text), '{}') FROM pg_attribute a
+                                 WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
+                           @> $2::text[])";
+        let row = client.query_one(sql, &[&mirror.quoted(), &mirror.key]).await;
+        let untied = row.map_err(|error| failed(error, format!("could not look at {}", mirror.quoted())))?.get(0);
+        self.untied.insert(mirror.stream.clone(), untied);
+        Ok(untied)
     }
 
     /// An empty temporary table of these columns.
@@ -153,9 +190,19 @@ impl<'a> Merge<'a> {
 
     async fn staged(&self, client: &Client, made: &mut Made, fold: &Fold) -> Result<()> {
         let (staging, table) = (self.staging(), self.mirror.quoted());
-        made.staging(client, self.mirror, &staging, &self.staging_columns()).await?;
-        let found = self.copy(client, &staging, fold).await?;
         let stage = format!("pg_temp.{staging}");
+        // A table that is read again has most of its rows.
+        let mut news = match fold.new_bytes() {
+            0 => News::Put,
+            _ if self.mirror.seen.is_some() => News::Put,
+            _ => self.news(client, made).await?,
+        };
+        let mut found = Found::default();
+        if news != News::Copied || !fold.is_all_new() {
+            made.staging(client, self.mirror, &staging, &self.staging_columns()).await?;
+            let staged = |image: &Image| news != News::Copied || !image.is_new();
+            self.copy(client, &stage, fold, staged, &mut found).await?;
+        }
         if found.moved {
             let sets: Vec<String> = (0..self.names.len())
                 .map(|i| {
@@ -174,10 +221,18 @@ impl<'a> Merge<'a> {
             let sql = format!("DELETE FROM {table} t USING {stage} s WHERE s._op = {GONE} AND {}", self.same_key("c"));
             run(client, self.mirror, &sql).await?;
         }
-        // A table that is read again has most of its rows.
-        let added = found.new && self.mirror.seen.is_none() && self.add(client, made, &stage).await?;
-        if found.whole || found.moved || (found.new && !added) {
-            let new = if added { String::new() } else { format!(", {NEW}") };
+        if news != News::Put && !self.add(client, made, news, &stage, fold).await? {
+            if news == News::Copied {
+                if fold.is_all_new() {
+                    made.staging(client, self.mirror, &staging, &self.staging_columns()).await?;
+                }
+                self.copy(client, &stage, fold, Image::is_new, &mut found).await?;
+            }
+            news = News::Put;
+        }
+        let new = found.new && news == News::Put;
+        if found.whole || found.moved || new {
+            let new = if new { format!(", {NEW}") } else { String::new() };
             let source = self.select(&stage, &format!("{WHOLE}, {FETCHED}{new}"));
             run(client, self.mirror, &self.upsert(&source)).await?;
         }
@@ -215,26 +270,32 @@ impl<'a> Merge<'a> {
         format!("SELECT {} FROM {stage} s WHERE s._op IN ({kinds})", values.join(", "))
     }
 
-    /// Adds rows that are new, for three quarters of what ON CONFLICT costs. False
-    /// if one is not, or if nothing would refuse
-    /// it: then they are put like others, from now on at once.
-    async fn add(&self, client: &Client, made: &mut Made, stage: &str) -> Result<bool> {
-        let stream = &self.mirror.stream;
-        let known = match made.news.get(stream) {
-            Some(known) => *known,
-            None => self.is_unique(client).await?,
-        };
-        made.news.insert(stream.clone(), known);
-        if !known {
-            return Ok(false);
-        }
+    /// Adds rows that are new. False if one is not: then they are put like
+    /// others, from now on at once.
+    async fn add(&self, client: &Client, made: &mut Made, news: News, stage: &str, fold: &Fold) -> Result<bool> {
         let (table, names) = (self.mirror.quoted(), self.names.join(", "));
-        let insert = format!("INSERT INTO {table} ({names}) {}", self.select(stage, &NEW.to_string()));
-        let added = client.batch_execute(&format!("SAVEPOINT _hw_add; {insert}; RELEASE _hw_add")).await;
+        let added = if news == News::Copied {
+            run(client, self.mirror, "SAVEPOINT _hw_add").await?;
+            let mut copy = Copy::begin(client, &table, &names).await?;
+            let fields = i16::try_from(self.plan.width()).map_err(|_| too_wide(self.mirror))?;
+            for row in fold.images.values().filter(|image| image.is_new()).filter_map(Image::row) {
+                let out = copy.row();
+                out.put_i16(fields);
+                out.put_slice(&fold.rows[row.clone()]);
+                copy.flow().await?;
+            }
+            match copy.end().await {
+                Ok(_) => client.batch_execute("RELEASE _hw_add").await,
+                Err(error) => Err(error),
+            }
+        } else {
+            let insert = format!("INSERT INTO {table} ({names}) {}", self.select(stage, &NEW.to_string()));
+            client.batch_execute(&format!("SAVEPOINT _hw_add; {insert}; RELEASE _hw_add")).await
+        };
         match added {
             Ok(()) => Ok(true),
             Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-                made.news.insert(stream.clone(), false);
+                made.news.insert(self.mirror.stream.clone(), News::Put);
                 run(client, self.mirror, "ROLLBACK TO _hw_add; RELEASE _hw_add").await?;
                 Ok(false)
             }
@@ -242,16 +303,30 @@ impl<'a> Merge<'a> {
         }
     }
 
-    /// Whether the server refuses a second row of a key.
-    async fn is_unique(&self, client: &Client) -> Result<bool> {
+    /// How rows that are new are added: for that the server has to refuse a second
+    /// row of a key, and COPY to mean what INSERT does.
+    async fn news(&self, client: &Client, made: &mut Made) -> Result<News> {
+        if let Some(news) = made.news.get(&self.mirror.stream) {
+            return Ok(*news);
+        }
         let sql = "SELECT EXISTS (SELECT 1 FROM pg_index i
                      WHERE i.indrelid = $1::text::regclass AND i.indisunique AND i.indimmediate AND i.indisvalid
                        AND i.indpred IS NULL AND i.indexprs IS NULL
                        AND (SELECT array_agg(a.attname::text ORDER BY a.attname::text COLLATE \"C\") FROM pg_attribute a
                              WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
-                         = (SELECT array_agg(name ORDER BY name COLLATE \"C\") FROM unnest($2::text[]) AS name))";
+                         = (SELECT array_agg(name ORDER BY name COLLATE \"C\") FROM unnest($2::text[]) AS name)),
+                          (SELECT relkind IN ('r', 'p') AND NOT relhasrules AND NOT relrowsecurity FROM pg_class
+                            WHERE oid = $1::text::regclass)";
         let row = client.query_one(sql, &[&self.mirror.quoted(), &self.mirror.key]).await;
-        Ok(row.map_err(|error| failed(error, format!("could not look at {}", self.mirror.quoted())))?.get(0))
+        let row = row.map_err(|error| failed(error, format!("could not look at {}", self.mirror.quoted())))?;
+        let as_they_come = (0..self.plan.width()).all(|i| self.value(i, "v") == "v");
+        let news = match (row.get(0), row.get(1)) {
+            (true, true) if as_they_come => News::Copied,
+            (true, _) => News::Added,
+            _ => News::Put,
+        };
+        made.news.insert(self.mirror.stream.clone(), news);
+        Ok(news)
     }
 
     fn staging_columns(&self) -> Vec<String> {
@@ -263,16 +338,23 @@ impl<'a> Merge<'a> {
         columns
     }
 
-    async fn copy(&self, client: &Client, staging: &str, fold: &Fold) -> Result<Found> {
+    /// Copies some images into the staging table.
+    async fn copy(
+        &self,
+        client: &Client,
+        stage: &str,
+        fold: &Fold,
+        which: impl Fn(&Image) -> bool,
+        found: &mut Found,
+    ) -> Result<()> {
         let key = &self.plan.shape.table.key;
         let width = self.plan.width();
         let mut list = vec!["_op".to_owned(), "_known".to_owned()];
         list.extend(key.iter().map(|i| format!("o{i}")));
         list.extend((0..width).map(|i| format!("c{i}")));
-        let mut copy = Copy::begin(client, &format!("pg_temp.{staging}"), &list.join(", ")).await?;
+        let mut copy = Copy::begin(client, stage, &list.join(", ")).await?;
         let fields = i16::try_from(list.len()).map_err(|_| too_wide(self.mirror))?;
-        let mut found = Found::default();
-        for (of, image) in &fold.images {
+        for (of, image) in fold.images.iter().filter(|(_, image)| which(image)) {
             let out = copy.row();
             out.put_i16(fields);
             let (op, row, origin) = match image {
@@ -320,7 +402,7 @@ impl<'a> Merge<'a> {
             copy.flow().await?;
         }
         copy.finish().await?;
-        Ok(found)
+        Ok(())
     }
 }
 

@@ -1,7 +1,6 @@
 //! How the rows of one shape are written: each column with its type in the
 //! warehouse, so that a row is decoded once, straight into COPY's fields.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use connector::{Change, Malformed, Reader, Shape};
@@ -84,19 +83,16 @@ impl Plan {
         Ok(())
     }
 
-    /// Lays a row over another: what it does not know is the other's.
-    pub(crate) fn overlay(&self, rows: &mut Vec<u8>, under: Range<usize>, over: Range<usize>) -> Range<usize> {
-        let start = rows.len();
-        let (under, over) = (rows[under].to_vec(), rows[over].to_vec());
-        let (mut under, mut over) = (&under[..], &over[..]);
+    /// A row laid over another: what it does not know is the other's.
+    pub(crate) fn overlay(&self, mut under: &[u8], mut over: &[u8], laid: &mut Vec<u8>) {
+        laid.clear();
         for _ in 0..self.width() {
             let below = wire::next(&mut under).unwrap_or((wire::ABSENT, &[]));
             let above = wire::next(&mut over).unwrap_or((wire::ABSENT, &[]));
             let (length, value) = if above.0 == wire::ABSENT { below } else { above };
-            rows.extend_from_slice(&length.to_be_bytes());
-            rows.extend_from_slice(value);
+            laid.extend_from_slice(&length.to_be_bytes());
+            laid.extend_from_slice(value);
         }
-        start..rows.len()
     }
 
     /// Whether all columns of a row are known.

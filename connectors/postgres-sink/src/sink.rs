@@ -19,7 +19,7 @@ use crate::settings::Settings;
 use crate::table::place;
 use crate::types::OwnTypes;
 use crate::work::{Piece, Waiting, Work, mode};
-use crate::{error, lane, session};
+use crate::{error, lane, session, work};
 
 /// Writes tables of a PostgreSQL warehouse.
 pub struct PostgresSink {
@@ -41,16 +41,17 @@ struct Open {
     /// Where each stream goes, of those that were met.
     places: HashMap<String, (String, String)>,
     waiting: Waiting,
-    /// Bytes that wait, at most.
+    /// Bytes that wait.
     held: usize,
-    /// So many must wait before it is looked at again whether they go ahead.
+    /// So many must wait before it is looked at again whether some go ahead.
     look_at: usize,
-    /// Of the step, what was written ahead too.
-    staged: usize,
+    /// Bytes of the step that went ahead.
+    ahead: usize,
 }
 
-/// Enough to be worth a statement of its own, while the step gathers on.
-const PIECE: usize = 8 << 20;
+/// Enough to be worth statements of its own, while the step gathers on and the
+/// server has nothing else of ours to do. More waits by itself while it has.
+const PIECE: usize = 2 << 20;
 
 impl PostgresSink {
     /// Of a configuration; connects when it is opened.
@@ -88,7 +89,7 @@ impl Sink for PostgresSink {
             waiting: Waiting::new(),
             held: 0,
             look_at: 0,
-            staged: 0,
+            ahead: 0,
         });
         Ok(Opened { checkpoint, promised: None, parked })
     }
@@ -99,17 +100,17 @@ impl Sink for PostgresSink {
         }
         let (settings, open) = self.opened()?;
         let plan = open.plan(settings, shape).await?;
-        let grown = match settings.mode {
+        let (before, after) = match settings.mode {
             WarehouseMode::History => {
                 let appended = open.appended(&plan);
-                make_room(&mut appended.rows, settings.cut_bytes);
+                make_room(&mut appended.rows, settings.held_bytes);
                 let before = appended.rows.len();
                 appended.run(&run, settings.position).map_err(|error| unreadable(shape, error))?;
-                appended.rows.len() - before
+                (before, appended.rows.len())
             }
             WarehouseMode::Mirror => {
                 let fold = open.fold(&plan);
-                make_room(&mut fold.rows, settings.cut_bytes);
+                make_room(&mut fold.rows, settings.held_bytes);
                 let before = fold.bytes();
                 for change in run.changes() {
                     change.and_then(|change| fold.change(&change)).map_err(|error| unreadable(shape, error))?;
@@ -117,12 +118,11 @@ impl Sink for PostgresSink {
                 if let Some(why) = fold.refused {
                     return Err(refused(shape, why));
                 }
-                fold.bytes().saturating_sub(before)
+                (before, fold.bytes())
             }
         };
-        open.staged += grown;
-        open.held += grown;
-        open.write_ahead(settings.cut_bytes).await
+        open.held = open.held + after - before;
+        open.write_ahead(settings.held_bytes).await
     }
 
     async fn stage_mark(&mut self, shape: &Arc<Shape>, mark: &Mark, offset: Offset) -> Result<()> {
@@ -163,7 +163,7 @@ impl Sink for PostgresSink {
         let (settings, open) = self.opened()?;
         let position = step.position.as_ref().map(|position| (settings.position)(position.as_bytes()));
         let checkpoint = open.line.here().await?.commit(step, position).await?;
-        open.staged = 0;
+        open.ahead = 0;
         Ok(checkpoint)
     }
 
@@ -187,7 +187,7 @@ impl Sink for PostgresSink {
     }
 
     fn is_full(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.staged >= self.settings.cut_bytes)
+        self.open.as_ref().is_some_and(|open| open.ahead + open.held >= self.settings.cut_bytes)
     }
 }
 
@@ -236,34 +236,42 @@ impl Open {
     /// and a transaction of any size fits into `most` bytes.
     async fn write_ahead(&mut self, most: usize) -> Result<()> {
         let piece = PIECE.min(most / 2);
-        if self.held < piece.max(self.look_at) {
+        if self.held < self.look_at.max(piece) {
             return Ok(());
         }
-        let free = self.line.is_free();
-        let full = self.held >= if free { most } else { most / 2 };
-        if !full && !free {
+        // What the server is at is held too.
+        let full = self.held >= if self.line.is_free() { most } else { most / 2 };
+        if !full && !self.line.is_free() {
             return Ok(());
         }
-        if !full && self.line.here().await?.can_wait(&self.waiting) {
-            // Not again with each run.
-            self.look_at = (self.held + piece).min(most);
+        let mut ready = self.line.here().await?.ready(&mut self.waiting, piece).await?;
+        self.held = work::bytes(&self.waiting);
+        if full && self.held >= most / 2 {
+            // No room to wait in.
+            for (stream, pieces) in std::mem::take(&mut self.waiting) {
+                ready.entry(stream).or_default().extend(pieces);
+            }
+            self.held = 0;
+        }
+        // Not again with each run.
+        self.look_at = self.held + piece;
+        if ready.is_empty() {
             return Ok(());
         }
-        (self.held, self.look_at) = (0, 0);
-        self.line.send(std::mem::take(&mut self.waiting)).await
+        self.ahead += work::bytes(&ready);
+        self.line.send(ready).await
     }
 }
 
-/// Room for a step at once, where more than a little waits. A buffer that grows
-/// leaves the places where it was behind, and the allocator gives few of them
-/// back; one of a step's size is a mapping of its own, of which only what is
+/// Room for what is held at once, where more than a little waits. A buffer that
+/// grows leaves the places where it was behind, and the allocator gives few of
+/// them back; one of this size is a mapping of its own, of which only what is
 /// written to is memory, and which goes as a whole. (Four sinks of a backlog on
 /// glibc: 280 MiB before, a third of them in use.)
-fn make_room(rows: &mut Vec<u8>, step: usize) {
+fn make_room(rows: &mut Vec<u8>, held: usize) {
     const LITTLE: usize = 1 << 20;
-    const MOST: usize = 64 << 20;
-    // What ends a step goes a little beyond its size.
-    let room = step.min(MOST) + 4 * LITTLE;
+    // What fills it goes a little beyond.
+    let room = held + 4 * LITTLE;
     if rows.len() > LITTLE && rows.capacity() < room {
         rows.reserve_exact(room - rows.len());
     }

@@ -42,6 +42,19 @@ impl Piece {
             Piece::End(_) => None,
         }
     }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Piece::Rows(fold) => fold.bytes(),
+            Piece::Append(rows) => rows.rows.len(),
+            Piece::Table(_) | Piece::Begin(..) | Piece::End(_) => 0,
+        }
+    }
+}
+
+/// Memory that it takes, near enough.
+pub(crate) fn bytes(waiting: &Waiting) -> usize {
+    waiting.values().flatten().map(Piece::bytes).sum()
 }
 
 /// A session.
@@ -62,17 +75,49 @@ impl Work {
         Self { client, ledger, mirrors, made: Made::default(), begun: None, settings }
     }
 
-    /// Whether it had better wait: rows that are changed again soon are written
-    /// once then; and nobody can read a table from its being altered until the commit.
-    pub(crate) fn can_wait(&self, waiting: &Waiting) -> bool {
-        waiting.iter().any(|(stream, pieces)| {
-            let there = self.mirrors.get(stream);
-            pieces.iter().any(|piece| {
-                let alters = |plan| there.is_some_and(|mirror| !self.fits(mirror, plan));
-                let unsettled = matches!(piece, Piece::Rows(fold) if !fold.is_settled());
-                unsettled || piece.plan().is_some_and(alters)
-            })
-        })
+    /// Takes out of what waits what may go ahead, if there is enough of it. Rows
+    /// that are changed again and again are written once, at the end; and nobody
+    /// can read a table from its being altered until the commit.
+    pub(crate) async fn ready(&mut self, waiting: &mut Waiting, enough: usize) -> Result<Waiting> {
+        let settled = waiting.iter().all(|(stream, pieces)| {
+            let unsettled = |piece: &Piece| matches!(piece, Piece::Rows(fold) if !fold.is_settled());
+            !pieces.iter().any(|piece| unsettled(piece) || self.alters(stream, piece))
+        });
+        let mut ready = Waiting::new();
+        for (stream, pieces) in waiting.iter_mut() {
+            let parts = match pieces.as_mut_slice() {
+                [Piece::Rows(fold)] => fold.new_bytes() >= enough / 32 && !(settled && fold.is_all_new()),
+                _ => false,
+            };
+            let parts = parts && !self.alters(stream, &pieces[0]) && self.takes_any_order(stream, &pieces[0]).await?;
+            match pieces.as_mut_slice() {
+                [Piece::Rows(fold)] if parts => {
+                    ready.insert(stream.clone(), vec![Piece::Rows(Box::new(fold.take_new()))]);
+                }
+                _ if settled => {
+                    ready.insert(stream.clone(), std::mem::take(pieces));
+                }
+                _ => {}
+            }
+        }
+        waiting.retain(|_, pieces| !pieces.is_empty());
+        Ok(ready)
+    }
+
+    fn alters(&self, stream: &str, piece: &Piece) -> bool {
+        let there = self.mirrors.get(stream);
+        piece.plan().is_some_and(|plan| there.is_some_and(|mirror| !self.fits(mirror, plan)))
+    }
+
+    /// Whether its rows may come before others of their step that are older. Made
+    /// if it is not there, which nobody sees.
+    async fn takes_any_order(&mut self, stream: &str, piece: &Piece) -> Result<bool> {
+        let Some(plan) = piece.plan() else { return Ok(false) };
+        self.begin().await?;
+        let settings = self.settings.clone();
+        let mirror = self.shaped(&settings, plan).await.map(Mirror::clone);
+        let mirror = mirror.map_err(|error| error::of_table(error, stream))?;
+        self.made.takes_any_order(&self.client, &mirror).await
     }
 
     fn fits(&self, mirror: &Mirror, plan: &Plan) -> bool {

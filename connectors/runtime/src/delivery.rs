@@ -30,9 +30,10 @@ pub(crate) const LAST_STEP: Duration = Duration::from_secs(3);
 /// quiet tables would hold back retention for ever.
 const PASSED_BY: usize = 1 << 30;
 
-/// While the log holds more, a step gathers as long as the one before took to
-/// commit, up to this: else a slow destination, or a slow machine, would have
-/// only what is read in `age` with each commit, and fall behind for good.
+/// A step takes what the log held when it began, whatever its age is by then, up
+/// to this: else a slow destination, or a slow machine, would have only what is
+/// read in `age` with each commit, and fall behind for good; and what is changed
+/// again and again would be written again with each.
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// How long the others wait for events while a parked table catches up.
@@ -104,7 +105,6 @@ impl<K: Sink> Delivery<K> {
         let mut frames = pin!(log.read(checkpoint.next));
         let mut step = Gathered::new(checkpoint);
         let mut told = (Micros(0), Instant::now());
-        let mut pace = Duration::ZERO;
         loop {
             if let Some(stream) = lanes.resuming() {
                 let joined = tokio::select! {
@@ -120,13 +120,12 @@ impl<K: Sink> Delivery<K> {
             }
             step.patience = lanes.resuming().map(|_| Instant::now() + TURN);
             step.told = self.sink.tells_time().then_some(told);
-            step.pace = pace;
+            step.there = log.high_water();
             let cut = self.gather(&mut frames, &mut shapes, &mut step, &mut goal, cancel).await?;
             if cut == Cut::Turn {
                 continue;
             }
             if step.events > 0 || cut == Cut::Due {
-                let began = Instant::now();
                 let committing = self.commit(&step);
                 checkpoint = if cut == Cut::Stop && cancel.is_cancelled() {
                     // What is not there in time is there after the next start.
@@ -142,7 +141,6 @@ impl<K: Sink> Delivery<K> {
                 };
                 let (events, time) = (step.events, step.event_time);
                 told = (told.0.max(time), Instant::now());
-                pace = began.elapsed().min(LONGEST);
                 self.status.update(|state| {
                     state.events += events;
                     state.steps += 1;
@@ -234,8 +232,7 @@ impl<K: Sink> Delivery<K> {
     ) -> Result<Cut> {
         loop {
             let between = step.between;
-            let more = step.end < shapes.log.high_water();
-            let age = if more { self.age.max(step.pace) } else { self.age };
+            let age = if step.end < step.there { self.age.max(LONGEST) } else { self.age };
             if between {
                 let all_there = goal.borrow().is_some_and(|goal| step.end >= goal) && step.patience.is_none();
                 if cancel.is_cancelled() || all_there {
@@ -348,8 +345,8 @@ pub(crate) struct Gathered {
     /// Until when nothing is waited for longer.
     patience: Option<Instant>,
     first_staged: Option<Instant>,
-    /// So long the step before took to commit.
-    pace: Duration,
+    /// What the log held when it began ends here.
+    there: Offset,
     /// The time that the last step told readers, and when; None: this sink tells none.
     told: Option<(Micros, Instant)>,
     position: Option<Position>,
@@ -369,7 +366,7 @@ impl Gathered {
             ended: Vec::new(),
             patience: None,
             first_staged: None,
-            pace: Duration::ZERO,
+            there: checkpoint.next,
             told: None,
             position: None,
             event_time: Micros(i64::MIN),

@@ -64,7 +64,13 @@ impl Writer {
 }
 
 fn fold(keyed: bool, write: impl FnOnce(&mut Writer)) -> Fold {
-    let mut writer = Writer(BatchWriter::new(), keyed);
+    let mut fold = Fold::new(plan(keyed));
+    take(&mut fold, write);
+    fold
+}
+
+fn take(fold: &mut Fold, write: impl FnOnce(&mut Writer)) {
+    let mut writer = Writer(BatchWriter::new(), fold.plan.has_key());
     writer.0.begin(b"p", Micros(0), "1", 0);
     write(&mut writer);
     let (payload, records): (Bytes, u32) = writer.0.take().unwrap();
@@ -76,13 +82,11 @@ fn fold(keyed: bool, write: impl FnOnce(&mut Writer)) -> Fold {
         payload,
         position: None,
     });
-    let mut fold = Fold::new(plan(keyed));
     for run in batch.runs() {
         for change in run.unwrap().changes() {
             fold.change(&change.unwrap()).unwrap();
         }
     }
-    fold
 }
 
 /// `a` and `b` of a row; `?` where it is not known.
@@ -194,4 +198,171 @@ fn a_bag_counts_images() {
     });
     let counts: Vec<i64> = fold.bag.values().copied().collect();
     assert_eq!(counts, [1, 0]);
+}
+
+#[test]
+fn what_is_new_goes_first_and_the_rest_knows_no_more_of_it() {
+    let mut fold = fold(true, |w| {
+        w.row(Op::Insert, None, 1, "new", Some("x"));
+        w.row(Op::Update, None, 2, "there", None);
+        w.row(Op::Delete, None, 3, "", None);
+        w.row(Op::Insert, None, 4, "new", Some("x"));
+        w.row(Op::Delete, None, 4, "", None);
+        w.row(Op::Update, Some(5), 6, "moved", None);
+        w.row(Op::Insert, None, 5, "in its place", Some("x"));
+    });
+    let bytes = fold.bytes();
+    let taken = fold.take_new();
+    assert_eq!([1, 2, 3, 4, 5, 6].map(|id| shown(&taken, id)), ["new new,x", "-", "-", "-", "-", "-"]);
+    assert_eq!(
+        [1, 2, 3, 4, 5, 6].map(|id| shown(&fold, id)),
+        ["-", "patch there,?", "gone", "gone", "in its place,x", "patch of 5 moved,?"]
+    );
+    assert_eq!(fold.rows.len(), fold.images.values().map(Image::len).sum::<usize>(), "no room is left to it");
+    assert!(fold.bytes() + taken.bytes() <= bytes && fold.new_bytes() == 0 && taken.is_all_new());
+    take(&mut fold, |w| {
+        w.row(Op::Update, None, 1, "changed", None);
+        w.row(Op::Insert, None, 7, "new", Some("x"));
+    });
+    assert_eq!([1, 7].map(|id| shown(&fold, id)), ["patch changed,?", "new new,x"]);
+}
+
+#[test]
+fn a_truncate_goes_with_what_goes_first() {
+    let mut fold = fold(true, |w| {
+        w.0.open_row(1);
+        w.0.close_row(Op::Truncate, RowExtras::default());
+        w.row(Op::Insert, None, 1, "one", Some("x"));
+    });
+    let taken = fold.take_new();
+    assert!(taken.emptied && !fold.emptied && fold.is_empty());
+}
+
+/// What happens at the source, or to the fold: rows by a number of ten.
+#[derive(Clone, Debug)]
+enum Happens {
+    Insert(i64, usize),
+    Update { id: i64, length: usize, sent: bool },
+    Move { from: i64, to: i64, sent: bool },
+    Delete(i64),
+    Truncate,
+    /// Its new rows go ahead, or all of it does.
+    NewGo,
+    AllGo,
+}
+
+fn happens() -> impl proptest::strategy::Strategy<Value = Happens> {
+    use proptest::prelude::*;
+    let id = || 0i64..10;
+    prop_oneof![
+        6 => (id(), 0usize..40).prop_map(|(id, length)| Happens::Insert(id, length)),
+        6 => (id(), 0usize..40, any::<bool>()).prop_map(|(id, length, sent)| Happens::Update { id, length, sent }),
+        4 => (id(), id(), any::<bool>()).prop_map(|(from, to, sent)| Happens::Move { from, to, sent }),
+        4 => id().prop_map(Happens::Delete),
+        1 => Just(Happens::Truncate),
+        2 => Just(Happens::NewGo),
+        1 => Just(Happens::AllGo),
+    ]
+}
+
+type Rows = std::collections::BTreeMap<i64, (String, String)>;
+
+/// As `merge` does it, in its order.
+fn put(here: &mut Rows, fold: &Fold) {
+    if fold.emptied {
+        here.clear();
+    }
+    let id = |key: &[u8]| i64::from_be_bytes(key[4..].try_into().unwrap());
+    let columns = |row: &Range<usize>| {
+        let mut fields = &fold.rows[row.clone()];
+        let mut texts = Vec::new();
+        while let Some((length, value)) = wire::next(&mut fields) {
+            texts.push((length != wire::ABSENT).then(|| String::from_utf8_lossy(value).into_owned()));
+        }
+        (texts[1].clone().unwrap(), texts[2].clone())
+    };
+    let mut moved = Vec::new();
+    for (key, image) in &fold.images {
+        if let Image::Patch { row, origin: Some(origin) } = image
+            && let Some((_, b)) = here.get(&id(origin))
+        {
+            let row = columns(row);
+            moved.push((id(key), (row.0, row.1.unwrap_or_else(|| b.clone()))));
+        }
+    }
+    here.retain(|id, _| {
+        let key = [&8i32.to_be_bytes()[..], &id.to_be_bytes()].concat();
+        !matches!(fold.images.get(&key[..]), Some(Image::Gone))
+    });
+    for (key, image) in &fold.images {
+        match image {
+            Image::New(row) => {
+                let (a, b) = columns(row);
+                assert!(here.insert(id(key), (a, b.unwrap())).is_none(), "{} is not new", id(key));
+            }
+            Image::Whole(row) => drop(here.insert(id(key), { let (a, b) = columns(row); (a, b.unwrap()) })),
+            Image::Patch { row, origin: None } => {
+                if let Some(there) = here.get_mut(&id(key)) {
+                    let (a, b) = columns(row);
+                    *there = (a, b.unwrap_or_else(|| there.1.clone()));
+                }
+            }
+            Image::Patch { .. } | Image::Gone => {}
+        }
+    }
+    here.extend(moved);
+}
+
+proptest::proptest! {
+    #[test]
+    fn a_mirror_comes_to_the_source_whatever_goes_ahead(
+        there in proptest::collection::btree_map(0i64..10, (".{0,9}", ".{0,9}"), 0..10),
+        happens in proptest::collection::vec(happens(), 1..120),
+    ) {
+        let (mut source, mut here): (Rows, Rows) = (there.clone(), there);
+        let mut fold = Fold::new(plan(true));
+        for (i, happens) in happens.iter().enumerate() {
+            let text = |length: usize| format!("{i}{}", "-".repeat(length));
+            match *happens {
+                Happens::Insert(id, length) if !source.contains_key(&id) => {
+                    let row = (text(length), text(40 - length));
+                    take(&mut fold, |w| w.row(Op::Insert, None, id, &row.0, Some(&row.1)));
+                    source.insert(id, row);
+                }
+                Happens::Update { id, length, sent } => {
+                    let Some(row) = source.get_mut(&id) else { continue };
+                    row.0 = text(length);
+                    take(&mut fold, |w| w.row(Op::Update, None, id, &row.0, sent.then_some(&row.1)));
+                }
+                Happens::Move { from, to, sent } if !source.contains_key(&to) => {
+                    let Some(row) = source.remove(&from) else { continue };
+                    take(&mut fold, |w| w.row(Op::Update, Some(from), to, &row.0, sent.then_some(&row.1)));
+                    source.insert(to, row);
+                }
+                Happens::Delete(id) if source.remove(&id).is_some() => {
+                    take(&mut fold, |w| w.row(Op::Delete, None, id, "", None));
+                }
+                Happens::Truncate => {
+                    take(&mut fold, |w| {
+                        w.0.open_row(1);
+                        w.0.close_row(Op::Truncate, RowExtras::default());
+                    });
+                    source.clear();
+                }
+                Happens::NewGo => put(&mut here, &fold.take_new()),
+                Happens::AllGo => {
+                    put(&mut here, &fold);
+                    fold = Fold::new(plan(true));
+                }
+                Happens::Insert(..) | Happens::Move { .. } | Happens::Delete(_) => {}
+            }
+            let live: usize = fold.images.values().map(Image::len).sum();
+            proptest::prop_assert_eq!(fold.rows.len(), live + fold.dead, "every byte is a row's or was");
+            proptest::prop_assert!(fold.dead < DEAD || fold.dead < fold.rows.len() / 2, "it is closed up in time");
+            let new = fold.images.values().filter(|image| image.is_new());
+            proptest::prop_assert_eq!((fold.new, fold.new_bytes), (new.clone().count(), new.map(Image::len).sum()));
+        }
+        put(&mut here, &fold);
+        proptest::prop_assert_eq!(here, source);
+    }
 }
