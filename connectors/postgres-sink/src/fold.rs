@@ -44,7 +44,9 @@ pub(crate) struct Fold {
     new_bytes: usize,
     /// Of a table without a key: how many came, by the row's fields.
     pub(crate) bag: IndexMap<Box<[u8]>, i64>,
-    /// Likewise, of rows that a reading of the table brought.
+    /// Some went: then the table is read as a whole, however few they are.
+    went: bool,
+    /// Likewise how many came, of rows that a reading of the table brought.
     pub(crate) read: IndexMap<Box<[u8]>, i64>,
     /// A row could not be placed: why.
     pub(crate) refused: Option<&'static str>,
@@ -100,6 +102,7 @@ impl Fold {
             new: 0,
             new_bytes: 0,
             bag: IndexMap::new(),
+            went: false,
             read: IndexMap::new(),
             refused: None,
             keys: 0,
@@ -118,9 +121,10 @@ impl Fold {
         !self.emptied && self.images.is_empty() && self.bag.is_empty() && self.read.is_empty()
     }
 
-    /// Whether hardly any of its rows is likely to be changed by what comes next.
+    /// Whether it is as well written now as with what comes next: hardly any of its
+    /// rows is likely to be changed by that.
     pub(crate) fn is_settled(&self) -> bool {
-        self.new >= self.images.len() / 4 * 3
+        !self.went && self.new >= self.images.len() / 4 * 3
     }
 
     /// Bytes of rows that are new, and likely to stay as they are.
@@ -163,6 +167,7 @@ impl Fold {
             self.images.clear();
             (self.new, self.new_bytes) = (0, 0);
             self.bag.clear();
+            self.went = false;
             self.read.clear();
             self.rows.clear();
             (self.dead, self.keys) = (0, 0);
@@ -320,6 +325,7 @@ impl Fold {
         let plan = self.plan.clone();
         let start = self.rows.len();
         plan.row(value, None, &mut self.rows, &mut self.scratch.starts)?;
+        self.went |= by < 0;
         let bag = if read { &mut self.read } else { &mut self.bag };
         match bag.get_mut(&self.rows[start..]) {
             Some(count) => *count += by,

@@ -1,7 +1,7 @@
 //! The warehouse sink: tables of another PostgreSQL, in step with the source.
 //!
 //! ```text
-//!  stage   rows ─ Fold ─► last image a key, in memory; many go ahead into the step's transaction
+//!  stage   rows ─ Fold ─► last image a key, in memory; new rows go ahead into the step's transaction
 //!  commit  BEGIN, lock the checkpoint ─► tables altered ─► COPY, merge ─► checkpoint, COMMIT
 //! ```
 //!

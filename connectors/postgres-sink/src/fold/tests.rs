@@ -198,6 +198,7 @@ fn a_bag_counts_images() {
     });
     let counts: Vec<i64> = fold.bag.values().copied().collect();
     assert_eq!(counts, [1, 0]);
+    assert!(!fold.is_settled(), "what went is looked for once a step");
 }
 
 #[test]
