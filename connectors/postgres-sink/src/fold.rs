@@ -276,7 +276,8 @@ impl Fold {
         Image::Gone
     }
 
-    fn set(&mut self, key: &[u8], image: Image) {
+    /// The image's row, if it has one, is the last.
+    fn set(&mut self, key: &[u8], mut image: Image) {
         if image.is_new() {
             self.new += 1;
             self.new_bytes += image.len();
@@ -287,7 +288,15 @@ impl Fold {
                     self.new -= 1;
                     self.new_bytes -= old.len();
                 }
-                self.dead += old.len();
+                match (old.row(), image.row_mut()) {
+                    // Most updates leave a row as long as it was.
+                    (Some(place), Some(row)) if place.len() == row.len() => {
+                        self.rows.copy_within(row.clone(), place.start);
+                        self.rows.truncate(row.start);
+                        *row = place.clone();
+                    }
+                    _ => self.dead += old.len(),
+                }
                 *old = image;
             }
             None => {

@@ -253,8 +253,8 @@ impl Open {
             }
             self.held = 0;
         }
-        // Not again with each run.
-        self.look_at = self.held + piece;
+        // A look costs what is held; not again before as much as half of it has come.
+        self.look_at = self.held + piece.max(self.held / 2);
         if ready.is_empty() {
             return Ok(());
         }

@@ -243,8 +243,16 @@ fn a_truncate_goes_with_what_goes_first() {
 #[derive(Clone, Debug)]
 enum Happens {
     Insert(i64, usize),
-    Update { id: i64, length: usize, sent: bool },
-    Move { from: i64, to: i64, sent: bool },
+    Update {
+        id: i64,
+        length: usize,
+        sent: bool,
+    },
+    Move {
+        from: i64,
+        to: i64,
+        sent: bool,
+    },
     Delete(i64),
     Truncate,
     /// Its new rows go ahead, or all of it does.
@@ -301,7 +309,10 @@ fn put(here: &mut Rows, fold: &Fold) {
                 let (a, b) = columns(row);
                 assert!(here.insert(id(key), (a, b.unwrap())).is_none(), "{} is not new", id(key));
             }
-            Image::Whole(row) => drop(here.insert(id(key), { let (a, b) = columns(row); (a, b.unwrap()) })),
+            Image::Whole(row) => drop(here.insert(id(key), {
+                let (a, b) = columns(row);
+                (a, b.unwrap())
+            })),
             Image::Patch { row, origin: None } => {
                 if let Some(there) = here.get_mut(&id(key)) {
                     let (a, b) = columns(row);
