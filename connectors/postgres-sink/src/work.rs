@@ -115,7 +115,7 @@ impl Work {
         let Some(plan) = piece.plan() else { return Ok(false) };
         self.begin().await?;
         let settings = self.settings.clone();
-        let mirror = self.shaped(&settings, plan).await.map(Mirror::clone);
+        let mirror = self.shaped(&settings, plan).await.cloned();
         let mirror = mirror.map_err(|error| error::of_table(error, stream))?;
         self.made.takes_any_order(&self.client, &mirror).await
     }
