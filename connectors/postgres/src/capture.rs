@@ -518,9 +518,10 @@ impl<S: Schemas> Capture<S> {
         self.last > self.handed || self.time > self.told
     }
 
-    /// What waits is large enough not to wait for the transaction that begins.
-    pub(crate) fn stands_alone(&self) -> bool {
-        self.writer.len() >= ALONE
+    /// What waits is large enough not to wait for the transaction that begins; of a
+    /// fast stream that is more, and a larger batch is worth more than its moment.
+    pub(crate) fn stands_alone(&self, fast: bool) -> bool {
+        self.writer.len() >= if fast { FULL / 2 } else { ALONE }
     }
 
     /// State to go with the next batch.

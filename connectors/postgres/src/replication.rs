@@ -26,8 +26,8 @@ const NAP: Duration = Duration::from_micros(100);
 /// a row, which the kernel then has to find for the walsender anew (at 250 us it
 /// was 3 % slower, at 400 us 5 %).
 const LONG_NAP: Duration = Duration::from_micros(160);
-/// A read behind a nap that brought as much is of such a stream.
-const FAST_READ: usize = 4 << 10;
+/// A read behind a nap that brought as much is of such a stream: 20 MB/s.
+const FAST_READ: usize = 2 << 10;
 /// Small reads in a row, without a wait between, that mean lagging.
 const LAGGING: u32 = 4;
 /// A read that took longer has waited.
@@ -257,6 +257,11 @@ impl Replication {
     /// for it, for `poll` will not.
     pub(crate) fn is_lagging(&self) -> bool {
         self.lagging
+    }
+
+    /// Whether it sends as fast as it can: 20 MB/s and more.
+    pub(crate) fn is_fast(&self) -> bool {
+        self.lagging && self.nap == LONG_NAP
     }
 
     /// Reads once; false if there was nothing. Behind that the stream is not lagging.

@@ -29,6 +29,9 @@ const IDLE: Duration = Duration::from_secs(1);
 /// While the stream lags, whole transactions wait so long for others to go with:
 /// each batch handed on wakes two threads and may cost a sync.
 const GATHER: Duration = Duration::from_millis(2);
+/// And so long where they come as fast as the server can send them: 200 k small
+/// transactions were 1.2 times as fast as with pg_recvlogical before, and 1.3 with it.
+const GATHER_MANY: Duration = Duration::from_millis(6);
 /// The stream stands still for a round's point at most so long, and longer with
 /// each try: making a slot waits for transactions in progress.
 const STILL: Duration = Duration::from_secs(2);
@@ -286,7 +289,7 @@ impl<S: Schemas> Stream<S> {
                         Flow::Begun(commit) => {
                             begun = begun.max(commit);
                             reached = point.is_some_and(|point| commit >= point);
-                            if self.capture.stands_alone() {
+                            if self.capture.stands_alone(self.replication.replication.is_fast()) {
                                 self.hand()?;
                             }
                         }
@@ -348,8 +351,10 @@ impl<S: Schemas> Stream<S> {
                 let due = asked || idle_since.elapsed() >= IDLE.min(self.heartbeat);
                 let ready = if self.capture.is_waiting() {
                     // A lagging stream's next poll does not wait.
-                    let more = self.replication.replication.is_lagging() && !self.capture.stands_alone();
-                    !more || gathering.get_or_insert_with(Instant::now).elapsed() >= GATHER
+                    let fast = self.replication.replication.is_fast();
+                    let more = self.replication.replication.is_lagging() && !self.capture.stands_alone(fast);
+                    let gather = if fast { GATHER_MANY } else { GATHER };
+                    !more || gathering.get_or_insert_with(Instant::now).elapsed() >= gather
                 } else {
                     self.capture.has_idle_news() && due
                 };
