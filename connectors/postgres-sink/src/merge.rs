@@ -38,7 +38,7 @@ const NEW: i16 = 5;
 /// How a table takes rows that are new to us.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum News {
-    /// Straight from us: for half of what it costs to put them.
+    /// Straight from us, past the staging table.
     Copied,
     /// From the staging table, with other types: for three quarters.
     Added,
