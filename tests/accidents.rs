@@ -66,9 +66,7 @@ impl Case {
     }
 
     async fn stop(&mut self) {
-        self.daemon.signal("TERM");
-        let ended = self.daemon.wait(Duration::from_secs(5));
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        self.daemon.ends_well();
     }
 
     /// It starts, and what has happened before is there to be seen.

@@ -109,8 +109,7 @@ async fn a_large_table_is_added_while_writers_go_on_and_the_daemon_is_killed() {
     let (mut writing, done) = writers(&postgres, rows, pace, &stop).await;
     let started = Instant::now();
     until(60, "writers write", || async { done.load(Ordering::Relaxed) > 100 }).await;
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
 
     let (kept, retained) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let (most, most_retained, looking) = (kept.clone(), retained.clone(), stop.clone());
@@ -164,8 +163,7 @@ async fn a_large_table_is_added_while_writers_go_on_and_the_daemon_is_killed() {
         places(&client, &slot).await[1] >= last
     })
     .await;
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
     daemon.catch_up();
     daemon.start(&["run"], None);
     capturing(&daemon).await;

@@ -131,6 +131,5 @@ async fn a_staging_folder_that_is_swept_away_is_made_anew() {
         postgres.client().await.batch_execute(&format!("INSERT INTO a VALUES ({rows})")).await.unwrap();
         until(30, "the row lands", || async { landed(&store, "shop.public.a").await.len() == rows }).await;
     }
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
 }

@@ -118,8 +118,7 @@ async fn a_second_daemon_is_refused_and_a_corrupt_log_is_told_by_its_offset() {
     let (code, stderr) = run(&folder, &config);
     assert_eq!(code, Some(1));
     says(&stderr, &["in use by another daemon", "what to do"]);
-    first.signal("TERM");
-    assert_eq!(first.wait(Duration::from_secs(5)).code, Some(0));
+    first.ends_well();
     first.catch_up();
 
     let segment = folder.join("highwater-data/sources/shop/00000000000000000000.log");

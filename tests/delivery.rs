@@ -81,12 +81,6 @@ async fn insert(postgres: &Postgres, table: &str, ids: std::ops::Range<i32>) {
     postgres.client().await.batch_execute(&sql).await.unwrap();
 }
 
-fn ends_well(mut daemon: Daemon) {
-    daemon.signal("TERM");
-    let ended = daemon.wait(Duration::from_secs(5));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_sink_or_source_stays_so_until_it_is_resumed() {
     let postgres = Postgres::new(17).await;
@@ -128,7 +122,7 @@ async fn a_paused_sink_or_source_stays_so_until_it_is_resumed() {
     events(&a, "shop.public.t", 200).await;
     events(&b, "shop.public.t", 200).await;
     capturing(&daemon).await;
-    ends_well(daemon);
+    daemon.ends_well();
     // Of a stopped daemon.
     let mut daemon = Daemon::new(&folder, &config);
     ordered(&daemon, &["pause", "a"]);
@@ -141,7 +135,7 @@ async fn a_paused_sink_or_source_stays_so_until_it_is_resumed() {
     events(&a, "shop.public.t", 210).await;
     let (code, _, err) = daemon.run(&["pause", "nobody"]);
     assert!(code == 2 && err.contains("sinks: a, b"), "{err}");
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -222,7 +216,7 @@ async fn four_sinks_go_at_their_own_pace_while_one_server_is_down() {
     sink_is(&daemon, "m", "running").await;
     same(&client, &mirrored, "t").await;
     println!("peak memory with four sinks: {} MiB", daemon.peak_memory() >> 20);
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -367,7 +361,7 @@ async fn parked(name: &str, refuse: &str, mend: &str, kills: &[&str]) {
     same(&client, &here, "u").await;
     assert_eq!(number(&here, "SELECT count(*) FROM _highwater.tables WHERE behind_since IS NOT NULL").await, 0);
     assert_eq!(number(&here, "SELECT count(*) FROM _highwater.checkpoints").await, 1);
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]

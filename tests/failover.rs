@@ -1,7 +1,6 @@
 //! A standby takes over.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use highwater_tests::{Daemon, Postgres, Server, final_state, folder, landed, until};
 
@@ -43,8 +42,7 @@ async fn promoted(version: u32) {
         }
     })
     .await;
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
     // What the standby has and the daemon has not.
     client
         .batch_execute("DELETE FROM t WHERE id BETWEEN 60 AND 69; INSERT INTO t VALUES (2000, 'late')")
@@ -182,9 +180,7 @@ async fn of_several_hosts_the_one_that_takes_writes_is_followed_through_a_failov
         .batch_execute("INSERT INTO t VALUES (3000, 'new primary'); DELETE FROM t WHERE id = 1")
         .await
         .unwrap();
-    daemon.signal("TERM");
-    let ended = daemon.wait(Duration::from_secs(5));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    daemon.ends_well();
     daemon.catch_up();
     let events = landed(&local(&lake), "shop.public.t").await;
     final_state(&heir.client().await, "t", &events).await;

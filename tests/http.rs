@@ -199,9 +199,7 @@ async fn metrics_are_in_prometheus_format_and_move_with_what_is_captured() {
     assert_eq!(ask(port, "POST", "/metrics", "").await.status, 405);
     let strange = crate::registry::http::ask_with(port, "GET", "/metrics", &[("Host", "evil.example")], "").await;
     assert_eq!(strange.status, 403);
-    daemon.signal("TERM");
-    let ended = daemon.wait(Duration::from_secs(5));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,9 +260,7 @@ async fn it_is_ready_while_the_source_moves_and_says_why_when_it_does_not() {
     })
     .await;
     turns(200, "ready").await;
-    daemon.signal("TERM");
-    let ended = daemon.wait(Duration::from_secs(5));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,6 +303,5 @@ async fn http_is_open_to_others_only_with_tls_and_who_may_read() {
     let (code, out, _) = daemon.run(&["check"]);
     assert_eq!(code, 3, "of a source that is away");
     assert!(!out.contains("http: could not listen"), "a running daemon's own address is not in the way: {out}");
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
 }

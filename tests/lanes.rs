@@ -79,12 +79,6 @@ async fn newest(store: &Arc<dyn ObjectStore>, folder: &str) -> Value {
     serde_json::from_slice(&store.get(&newest).await.unwrap().bytes().await.unwrap()).unwrap()
 }
 
-fn ends_well(mut daemon: Daemon) {
-    daemon.signal("TERM");
-    let ended = daemon.wait(Duration::from_secs(5));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-}
-
 // A folder that cannot be made is found out when its step is announced already.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_whose_folder_cannot_be_made_waits_apart_and_joins_again_wherever_the_daemon_dies() {
@@ -149,7 +143,7 @@ async fn a_table_whose_folder_cannot_be_made_waits_apart_and_joins_again_whereve
         holds(&store, stream, 0..103).await;
     }
     verify_of(&daemon, "lake", &[]).is_equal();
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,7 +211,7 @@ async fn a_table_whose_folder_is_anothers_waits_apart_on_s3_and_joins_again() {
     for stream in ["cdc/shop.public.a", "cdc/shop.public.c"] {
         holds(&store, stream, 0..23).await;
     }
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 /// The offsets in all files of a stream, in the order of their names, however
@@ -286,5 +280,5 @@ async fn a_table_with_a_name_or_a_column_that_files_cannot_have_waits_apart() {
         let found = offsets(&at, stream);
         assert!(found.len() == 12 && found.is_sorted_by(|a, b| a < b), "{stream}: {found:?}");
     }
-    ends_well(daemon);
+    daemon.ends_well();
 }

@@ -59,12 +59,6 @@ async fn says(daemon: &Daemon, part: &str, words: &[&str]) -> Value {
     found.into_inner().unwrap()
 }
 
-fn ends_well(mut daemon: Daemon) {
-    daemon.signal("TERM");
-    let ended = daemon.wait(Duration::from_secs(5));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_restarts_or_is_killed_is_waited_for() {
     let postgres = own_server("").await;
@@ -91,7 +85,7 @@ async fn a_server_that_restarts_or_is_killed_is_waited_for() {
         lands(&lake, rows as usize).await;
         capturing(&daemon).await;
     }
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +100,7 @@ async fn a_server_that_is_not_there_yet_is_waited_for() {
     says(&daemon, "sources", &["could not", "refused"]).await;
     postgres.server.up();
     lands(&lake, 1).await;
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +119,7 @@ async fn what_is_used_up_or_in_use_is_told_and_waited_for() {
     other.start(&["run"], None);
     let state = says(&other, "sources", &["is in use by the server's process", "another daemon"]).await;
     assert_eq!(state["health"], "retrying");
-    ends_well(other);
+    other.ends_well();
     postgres.client().await.batch_execute("ALTER SYSTEM SET max_wal_senders = 1").await.unwrap();
     postgres.server.down("fast");
     postgres.server.up();
@@ -136,13 +130,13 @@ async fn what_is_used_up_or_in_use_is_told_and_waited_for() {
     other.start(&["run"], None);
     let state = says(&other, "sources", &["max_wal_senders"]).await;
     assert_eq!(state["health"], "retrying");
-    ends_well(holder);
+    holder.ends_well();
     // A snapshot takes two.
     postgres.client().await.batch_execute("ALTER SYSTEM SET max_wal_senders = 2").await.unwrap();
     postgres.server.down("fast");
     postgres.server.up();
     lands(&third.join("lake"), 1).await;
-    ends_well(other);
+    other.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,7 +224,7 @@ async fn a_full_disk_stops_the_source_until_there_is_room() {
         (&Value::Bool(false), &Value::Null),
         "{state}"
     );
-    ends_well(daemon);
+    daemon.ends_well();
     let (code, out, err) = Daemon::new(&folder, &to_folder(&postgres, &lake, "100ms")).run(&["log", "check"]);
     assert_eq!(code, 0, "{out}{err}");
 }
@@ -255,9 +249,7 @@ async fn a_full_disk_does_not_hold_up_a_stop() {
         async move { full }
     })
     .await;
-    daemon.signal("TERM");
-    let ended = daemon.wait(Duration::from_secs(5));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    daemon.ends_well();
     std::fs::remove_file(small.0.join("filler")).unwrap();
     Daemon::new(&folder, &config).catch_up();
     lands(&lake, 1001).await;
@@ -283,7 +275,7 @@ async fn a_lake_that_cannot_be_written_is_told_and_waited_for() {
     std::fs::remove_file(&lake).unwrap();
     until(PATIENCE, "the folder is made", || std::future::ready(lake.is_dir())).await;
     lands(&lake, 1).await;
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -305,7 +297,7 @@ async fn a_store_that_never_answers_does_not_hold_up_a_stop() {
     daemon.start(&["run"], None);
     capturing(&daemon).await;
     insert(&postgres, 1..100).await;
-    ends_well(daemon);
+    daemon.ends_well();
     let mut daemon = Daemon::new(&folder, &config);
     daemon.start(&["run"], None);
     capturing(&daemon).await;
@@ -327,7 +319,7 @@ async fn a_server_that_never_answers_is_given_up_and_does_not_hold_up_a_stop() {
     daemon.start(&["run"], None);
     let state = says(&daemon, "sources", &["does not answer"]).await;
     assert_eq!(state["health"], "retrying");
-    ends_well(daemon);
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -356,7 +348,7 @@ async fn what_is_no_postgresql_is_told_at_once() {
         } else {
             // Too little to tell from a server that goes down.
             says(&daemon, "sources", &["could not"]).await;
-            ends_well(daemon);
+            daemon.ends_well();
         }
     }
 }

@@ -107,8 +107,7 @@ async fn a_new_sink_is_filled_from_the_log_while_the_source_is_away() {
     let first = whole.iter().position(|event| event.tx == middle.tx).unwrap();
     assert!(whole.ends_with(&some), "{} of {}", some.len(), whole.len());
     assert!(some.len() >= whole.len() - first && some.len() < whole.len(), "{} of {}", some.len(), whole.len());
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,5 @@
 //! S3, and what happens while it is away.
 
-use std::time::Duration;
-
 use highwater_tests::{Daemon, Postgres, S3, folder, landed, until};
 
 use crate::spine::capturing;
@@ -56,6 +54,5 @@ async fn the_slot_goes_on_while_the_store_is_down_and_delivery_resumes_by_itself
         async move { landed(&store, "cdc/shop.public.t").await.len() == 200_000 }
     })
     .await;
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
 }

@@ -65,9 +65,7 @@ async fn snapshot_and_stream(version: u32) {
     })
     .await;
     workload.stop().await;
-    daemon.signal("TERM");
-    let ended = daemon.wait(Duration::from_secs(5));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    daemon.ends_well();
     daemon.catch_up();
     let events = all_is_there(&postgres, &local(&lake)).await;
     assert!(events > 20_000, "{events}");

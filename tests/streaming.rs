@@ -377,8 +377,7 @@ async fn a_huge_transaction_that_is_rolled_back_leaves_no_trace() {
     client.batch_execute("ROLLBACK").await.unwrap();
     until(30, "nothing is left of it", || std::future::ready(spooled(&daemon) == 0)).await;
     assert_eq!(std::fs::read_dir(home.join("highwater-data/spool/shop")).unwrap().count(), 0);
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
     daemon.catch_up();
     same(&postgres, &lake).await;
     let end = daemon.status()["sources"][0]["log"]["end"].as_u64().unwrap();
@@ -417,8 +416,7 @@ async fn a_disk_that_is_full_of_a_transaction_in_progress_is_named_and_nothing_i
         std::future::ready(events >= 19_000)
     })
     .await;
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
     daemon.catch_up();
     same(&postgres, &lake).await;
 }

@@ -104,6 +104,13 @@ impl Daemon {
         line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
     }
 
+    /// Asks it to end, which it does within 5 s, and well.
+    pub fn ends_well(&mut self) {
+        self.signal("TERM");
+        let ended = self.wait(Duration::from_secs(5));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self, patience: Duration) -> Ended {
         let deadline = Instant::now() + patience;

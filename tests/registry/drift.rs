@@ -1,7 +1,5 @@
 //! What belongs together and does not agree: `highwater schemas check`.
 
-use std::time::Duration;
-
 use highwater_tests::{Daemon, Postgres, folder, free_port, until};
 use serde_json::Value;
 
@@ -92,8 +90,7 @@ async fn catalogue_registry_and_warehouse_are_compared() {
     })
     .await;
     assert_eq!(check(&daemon), (3, expected, String::new()));
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
 
     // A start says so, by the table's name, and goes on.
     daemon.start(&["run"], None);
@@ -102,8 +99,7 @@ async fn catalogue_registry_and_warehouse_are_compared() {
         said().lines().filter(|line| line.contains("WARN") && line.contains("shop.public.t")).count() == 3
     })
     .await;
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
     let (code, _, stderr) = daemon.run(&["schemas", "check", "nowhere"]);
     assert_eq!(code, 1);
     assert!(stderr.contains("the configuration has: shop"), "{stderr}");

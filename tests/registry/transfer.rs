@@ -1,7 +1,5 @@
 //! Schemas in and out with their ids, and a registry elsewhere.
 
-use std::time::Duration;
-
 use highwater_tests::{Daemon, Postgres, folder, until};
 use serde_json::{Value, json};
 
@@ -103,8 +101,7 @@ async fn sources_register_elsewhere_and_known_tables_go_on_while_it_is_down() {
     assert_eq!(daemon.status()["registry"]["problem"], Value::Null);
     elsewhere.stop();
     // Nor does a start need it.
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
     daemon.start(&["run"], None);
     until(30, "status says that it is away, and since when", || async {
         let trouble = &daemon.status()["registry"]["problem"];
@@ -131,8 +128,7 @@ async fn sources_register_elsewhere_and_known_tables_go_on_while_it_is_down() {
     .await;
     elsewhere.up().await;
     until(60, "the new shape arrives", || async { events() == 3 }).await;
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(Duration::from_secs(5)).code, Some(0));
+    daemon.ends_well();
     assert!(!folder.join("highwater-data/registry").exists(), "none of our own");
     elsewhere.stop();
 }

@@ -36,8 +36,8 @@ const WAITED: Duration = Duration::from_micros(300);
 /// What the server gathers of transactions in progress before it sends the
 /// largest: as much is still to be decoded and sent when that one commits. With
 /// PostgreSQL's 64 MB that were 200 k rows of benches' orders, and a million of
-/// them in the log 1.0 s behind their commit; with this, 0.4. Less stays, if
-/// somebody has set it.
+/// them in the log 1.0 s behind their commit; with this, 0.4 to 0.8. Less
+/// stays, if somebody has set it.
 const DECODING_MEMORY: &str = "SELECT set_config(name, '16MB', false) FROM pg_settings
  WHERE name = 'logical_decoding_work_mem' AND setting::int8 > 16384";
 
