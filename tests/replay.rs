@@ -22,12 +22,13 @@ async fn written(postgres: &Postgres) -> usize {
     1000
 }
 
+/// Some 5 MB: many segments of 64 KiB, whatever goes to the log in one piece.
 async fn write(postgres: &Postgres) -> usize {
     let client = postgres.client().await;
     for i in 0..40 {
         client
             .batch_execute(&format!(
-                "BEGIN; INSERT INTO t SELECT i, repeat(md5(i::text), 4) FROM generate_series({}, {}) i; INSERT INTO u VALUES ({i}); COMMIT;
+                "BEGIN; INSERT INTO t SELECT i, repeat(md5(i::text), 40) FROM generate_series({}, {}) i; INSERT INTO u VALUES ({i}); COMMIT;
                  UPDATE t SET a = 'changed {i}' WHERE id = {i}; DELETE FROM t WHERE id = 500 + {i}",
                 2000 + i * 100,
                 2099 + i * 100
