@@ -53,6 +53,10 @@ impl Line {
                 (work, written)
             };
             self.away = Some(Away(tokio::spawn(writing)));
+            // What is spawned runs next on this thread, and on no other: gathering
+            // must step aside once, or the writing waits until gathering does.
+            // (Nine pieces of a backlog: 33 ms each without the server, of 85.)
+            tokio::task::yield_now().await;
         }
         Ok(())
     }

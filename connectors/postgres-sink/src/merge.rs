@@ -119,12 +119,12 @@ pub(crate) async fn merge(client: &Client, made: &mut Made, mirror: &Mirror, fol
         // Not TRUNCATE: it shows an empty table to readers with an older snapshot.
         run(client, mirror, &format!("DELETE FROM {}", mirror.quoted())).await?;
     }
-    if fold.images.is_empty() {
+    if fold.keys() == 0 {
         return Ok(());
     }
-    let moved = fold.images.values().any(|image| matches!(image, Image::Patch { origin: Some(_), .. }));
+    let moved = fold.images.iter().any(|(_, image, _)| matches!(image, Image::Patch { origin: Some(_) }));
     let merge = Merge::new(mirror, &fold.plan)?;
-    if fold.images.len() <= FEW && !moved && mirror.seen.is_none() {
+    if fold.keys() <= FEW && !moved && mirror.seen.is_none() {
         crate::short::apply(client, made, &merge, fold).await
     } else {
         merge.staged(client, made, fold).await
@@ -192,16 +192,20 @@ impl<'a> Merge<'a> {
         let (staging, table) = (self.staging(), self.mirror.quoted());
         let stage = format!("pg_temp.{staging}");
         // A table that is read again has most of its rows.
-        let mut news = match fold.new_bytes() {
+        let mut news = match fold.news.len() {
             0 => News::Put,
             _ if self.mirror.seen.is_some() => News::Put,
             _ => self.news(client, made).await?,
         };
         let mut found = Found::default();
-        if news != News::Copied || !fold.is_all_new() {
+        let came = || fold.news.iter().map(|(key, _, row)| Staged { op: NEW, key, row, origin: None });
+        let staged = fold.images.iter().map(Staged::of);
+        if news != News::Copied {
             made.staging(client, self.mirror, &staging, &self.staging_columns()).await?;
-            let staged = |image: &Image| news != News::Copied || !image.is_new();
-            self.copy(client, &stage, fold, staged, &mut found).await?;
+            self.copy(client, &stage, staged.chain(came()), &mut found).await?;
+        } else if !fold.images.is_empty() {
+            made.staging(client, self.mirror, &staging, &self.staging_columns()).await?;
+            self.copy(client, &stage, staged, &mut found).await?;
         }
         if found.moved {
             let sets: Vec<String> = (0..self.names.len())
@@ -223,10 +227,10 @@ impl<'a> Merge<'a> {
         }
         if news != News::Put && !self.add(client, made, news, &stage, fold).await? {
             if news == News::Copied {
-                if fold.is_all_new() {
+                if fold.images.is_empty() {
                     made.staging(client, self.mirror, &staging, &self.staging_columns()).await?;
                 }
-                self.copy(client, &stage, fold, Image::is_new, &mut found).await?;
+                self.copy(client, &stage, came(), &mut found).await?;
             }
             news = News::Put;
         }
@@ -278,10 +282,10 @@ impl<'a> Merge<'a> {
             run(client, self.mirror, "SAVEPOINT _hw_add").await?;
             let mut copy = Copy::begin(client, &table, &names).await?;
             let fields = i16::try_from(self.plan.width()).map_err(|_| too_wide(self.mirror))?;
-            for row in fold.images.values().filter(|image| image.is_new()).filter_map(Image::row) {
+            for (_, _, row) in fold.news.iter() {
                 let out = copy.row();
                 out.put_i16(fields);
-                out.put_slice(&fold.rows[row.clone()]);
+                out.put_slice(row);
                 copy.flow().await?;
             }
             match copy.end().await {
@@ -338,13 +342,12 @@ impl<'a> Merge<'a> {
         columns
     }
 
-    /// Copies some images into the staging table.
+    /// Copies rows into the staging table.
     async fn copy(
         &self,
         client: &Client,
         stage: &str,
-        fold: &Fold,
-        which: impl Fn(&Image) -> bool,
+        rows: impl Iterator<Item = Staged<'_>>,
         found: &mut Found,
     ) -> Result<()> {
         let key = &self.plan.shape.table.key;
@@ -354,21 +357,14 @@ impl<'a> Merge<'a> {
         list.extend((0..width).map(|i| format!("c{i}")));
         let mut copy = Copy::begin(client, stage, &list.join(", ")).await?;
         let fields = i16::try_from(list.len()).map_err(|_| too_wide(self.mirror))?;
-        for (of, image) in fold.images.iter().filter(|(_, image)| which(image)) {
+        for Staged { op, key: of, mut row, origin } in rows {
+            found.note(op);
             let out = copy.row();
             out.put_i16(fields);
-            let (op, row, origin) = match image {
-                Image::Gone => (GONE, None, None),
-                Image::Whole(row) => (WHOLE, Some(&fold.rows[row.clone()]), None),
-                Image::New(row) => (NEW, Some(&fold.rows[row.clone()]), None),
-                Image::Patch { row, origin: None } => (PATCH, Some(&fold.rows[row.clone()]), None),
-                Image::Patch { row, origin: Some(origin) } => (MOVED, Some(&fold.rows[row.clone()]), Some(origin)),
-            };
-            found.note(op);
             out.put_i32(2);
             out.put_i16(op);
-            match row {
-                Some(row) if !matches!(op, WHOLE | NEW) => {
+            match op {
+                PATCH | MOVED => {
                     let known = self.plan.known(row);
                     out.put_i32(known.len() as i32);
                     out.put_slice(&known);
@@ -379,18 +375,10 @@ impl<'a> Merge<'a> {
                 Some(origin) => out.put_slice(origin),
                 None => key.iter().for_each(|_| out.put_i32(wire::NULL)),
             }
-            match row {
-                Some(row) if matches!(op, WHOLE | NEW) => out.put_slice(row),
-                Some(mut row) => {
-                    for _ in 0..width {
-                        let (length, value) = wire::next(&mut row).unwrap_or((wire::NULL, &[]));
-                        out.put_i32(length.max(wire::NULL));
-                        out.put_slice(value);
-                    }
-                }
-                None => {
+            match op {
+                GONE => {
                     let mut places: Vec<&[u8]> = vec![&[0xff; 4]; width];
-                    let mut rest = &of[..];
+                    let mut rest = of;
                     for &i in key {
                         let before = rest;
                         wire::next(&mut rest);
@@ -398,11 +386,40 @@ impl<'a> Merge<'a> {
                     }
                     places.iter().for_each(|place| out.put_slice(place));
                 }
+                PATCH | MOVED => {
+                    for _ in 0..width {
+                        let (length, value) = wire::next(&mut row).unwrap_or((wire::NULL, &[]));
+                        out.put_i32(length.max(wire::NULL));
+                        out.put_slice(value);
+                    }
+                }
+                _ => out.put_slice(row),
             }
             copy.flow().await?;
         }
         copy.finish().await?;
         Ok(())
+    }
+}
+
+/// A row of the staging table.
+struct Staged<'a> {
+    op: i16,
+    key: &'a [u8],
+    row: &'a [u8],
+    /// The key that its row in the warehouse has.
+    origin: Option<&'a [u8]>,
+}
+
+impl<'a> Staged<'a> {
+    fn of((key, image, row): (&'a [u8], &'a Image, &'a [u8])) -> Self {
+        let (op, origin) = match image {
+            Image::Gone => (GONE, None),
+            Image::Whole => (WHOLE, None),
+            Image::Patch { origin: None } => (PATCH, None),
+            Image::Patch { origin: Some(origin) } => (MOVED, Some(&origin[..])),
+        };
+        Self { op, key, row, origin }
     }
 }
 

@@ -16,15 +16,14 @@ use crate::wire;
 pub(crate) async fn apply(client: &Client, made: &mut Made, merge: &Merge<'_>, fold: &Fold) -> Result<()> {
     let mut gone = Vec::new();
     let mut put = Vec::new();
-    for (key, image) in &fold.images {
+    for (_, _, row) in fold.news.iter() {
+        put.push((statement(client, made, merge, Kind::Whole, &[]).await?, fields(row)));
+    }
+    for (key, image, row) in fold.images.iter() {
         match image {
             Image::Gone => gone.push((statement(client, made, merge, Kind::Gone, &[]).await?, fields(key))),
-            Image::Whole(row) | Image::New(row) => {
-                let row = &fold.rows[row.clone()];
-                put.push((statement(client, made, merge, Kind::Whole, &[]).await?, fields(row)));
-            }
-            Image::Patch { row, .. } => {
-                let row = &fold.rows[row.clone()];
+            Image::Whole => put.push((statement(client, made, merge, Kind::Whole, &[]).await?, fields(row))),
+            Image::Patch { .. } => {
                 let known = merge.plan.known(row);
                 let fields = fields(row).into_iter().filter(|field| !field.is_absent()).collect();
                 put.push((statement(client, made, merge, Kind::Patch, &known).await?, fields));

@@ -15,6 +15,7 @@ use crate::history::Appended;
 use crate::ledger::Ledger;
 use crate::line::Line;
 use crate::plan::Plan;
+use crate::room::make_room;
 use crate::settings::Settings;
 use crate::table::place;
 use crate::types::OwnTypes;
@@ -110,7 +111,7 @@ impl Sink for PostgresSink {
             }
             WarehouseMode::Mirror => {
                 let fold = open.fold(&plan);
-                make_room(&mut fold.rows, settings.held_bytes);
+                fold.make_room(settings.held_bytes);
                 let before = fold.bytes();
                 for change in run.changes() {
                     change.and_then(|change| fold.change(&change)).map_err(|error| unreadable(shape, error))?;
@@ -253,27 +254,12 @@ impl Open {
             }
             self.held = 0;
         }
-        // A look costs what is held; not again before as much as half of it has come.
-        self.look_at = self.held + piece.max(self.held / 2);
+        self.look_at = self.held + piece;
         if ready.is_empty() {
             return Ok(());
         }
         self.ahead += work::bytes(&ready);
         self.line.send(ready).await
-    }
-}
-
-/// Room for what is held at once, where more than a little waits. A buffer that
-/// grows leaves the places where it was behind, and the allocator gives few of
-/// them back; one of this size is a mapping of its own, of which only what is
-/// written to is memory, and which goes as a whole. (Four sinks of a backlog on
-/// glibc: 280 MiB before, a third of them in use.)
-fn make_room(rows: &mut Vec<u8>, held: usize) {
-    const LITTLE: usize = 1 << 20;
-    // What fills it goes a little beyond.
-    let room = held + 4 * LITTLE;
-    if rows.len() > LITTLE && rows.capacity() < room {
-        rows.reserve_exact(room - rows.len());
     }
 }
 

@@ -86,7 +86,7 @@ impl Work {
         let mut ready = Waiting::new();
         for (stream, pieces) in waiting.iter_mut() {
             let parts = match pieces.as_mut_slice() {
-                [Piece::Rows(fold)] => fold.new_bytes() >= enough / 32 && !(settled && fold.is_all_new()),
+                [Piece::Rows(fold)] => fold.news.row_bytes() >= enough / 32 && !(settled && fold.images.is_empty()),
                 _ => false,
             };
             let parts = parts && !self.alters(stream, &pieces[0]) && self.takes_any_order(stream, &pieces[0]).await?;
