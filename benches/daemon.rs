@@ -36,15 +36,16 @@ impl Daemon {
     }
 
     /// Its only sink: a folder of files, made anew, with steps of so many bytes.
-    pub(crate) fn with_sink(&self, lake: &Path, format: &str, cut: u64) -> Result<()> {
+    pub(crate) fn with_sink(&self, lake: &Path, format: &str, compression: Option<&str>, cut: u64) -> Result<()> {
         if lake.exists() {
             std::fs::remove_dir_all(lake)?;
         }
         let file = self.folder.join("highwater.toml");
         let config = std::fs::read_to_string(&file)?;
         let source = config.split("[sinks.").next().unwrap_or_default();
+        let compression = compression.map_or(String::new(), |codec| format!("compression = \"{codec}\"\n"));
         let sink = format!(
-            "[sinks.lake]\ntype = \"object-store\"\nfrom = [\"shop\"]\nurl = \"file://{}\"\nformat = \"{format}\"\ncut = {{ bytes = \"{cut}B\" }}\n",
+            "[sinks.lake]\ntype = \"object-store\"\nfrom = [\"shop\"]\nurl = \"file://{}\"\nformat = \"{format}\"\n{compression}cut = {{ bytes = \"{cut}B\" }}\n",
             lake.display()
         );
         std::fs::write(file, format!("{source}{sink}"))?;
