@@ -161,19 +161,41 @@ async fn old_files_go_by_the_manifest_first_and_none_comes_back() {
     assert!(!lake.join(t[0]).exists());
 }
 
+/// A folder for a lake that ends with this.
+struct Elsewhere(std::path::PathBuf);
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leftovers_of_a_folder_are_cleared_away() {
+    let home = folder("leftovers");
+    leftovers(&home, &home.join("lake")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_another_file_system_is_copied_to() {
+    use std::os::unix::fs::MetadataExt;
+    let home = folder("elsewhere");
+    let lake = Elsewhere(format!("/dev/shm/highwater-{}", std::process::id()).into());
+    std::fs::create_dir_all(&lake.0).unwrap();
+    assert_ne!(home.metadata().unwrap().dev(), lake.0.metadata().unwrap().dev());
+    leftovers(&home, &lake.0.join("lake")).await;
+}
+
+async fn leftovers(home: &Path, lake: &Path) {
     let postgres = Postgres::new(17).await;
     let client = postgres.client().await;
     client.batch_execute("CREATE TABLE t (id bigint PRIMARY KEY); INSERT INTO t VALUES (1)").await.unwrap();
     postgres.publish("highwater_shop", "t").await;
-    let home = folder("leftovers");
-    let lake = home.join("lake");
     let url = format!("file://{}", lake.display());
-    let mut daemon = Daemon::new(&home, &format!("{}{}", source(&postgres), sink("lake", &url, "ndjson", "")));
+    let mut daemon = Daemon::new(home, &format!("{}{}", source(&postgres), sink("lake", &url, "ndjson", "")));
     daemon.start(&["run", "--until-caught-up"], Some("before-link:1"));
     assert!(daemon.wait(Duration::from_secs(30)).stderr.contains("fault point hit: before-link"));
-    assert_eq!(found(&lake), Vec::<String>::new(), "not even `*.ndjson*` finds it");
+    assert_eq!(found(lake), Vec::<String>::new(), "not even `*.ndjson*` finds it");
     let waiting = lake.join("_highwater/uploads/lake/shop");
     assert_eq!(std::fs::read_dir(&waiting).unwrap().count(), 1);
     std::fs::write(waiting.join("x#1"), "half").unwrap();

@@ -16,6 +16,7 @@ use storage::Offset;
 use crate::avro_schema::event_schema;
 use crate::format::{Codec, Form};
 use crate::meta::has_before;
+use crate::press::{Packer, Press, Pressed};
 use crate::writer::{Failed, FileWriter};
 
 /// A block ends at so many bytes.
@@ -23,22 +24,33 @@ const BLOCK: usize = 128 << 10;
 
 /// Rows in blocks.
 pub(crate) struct AvroFile {
-    file: PathBuf,
-    header: Vec<u8>,
-    sync: [u8; 16],
-    codec: Packing,
     blank: bool,
     columns: usize,
     old_key: bool,
     before: bool,
-    /// The open block.
-    rows: usize,
-    block: Vec<u8>,
-    packed: Vec<u8>,
+    /// The open one.
+    block: Block,
     /// Position, transaction and time as they are encoded, of this run.
     run: Option<u64>,
     of_run: Vec<u8>,
     names: Vec<String>,
+    blocks: Pressed<Blocks>,
+}
+
+/// Rows that are packed together.
+#[derive(Default)]
+struct Block {
+    rows: usize,
+    bytes: Vec<u8>,
+}
+
+/// The file itself.
+struct Blocks {
+    file: PathBuf,
+    header: Vec<u8>,
+    sync: [u8; 16],
+    codec: Packing,
+    packed: Vec<u8>,
     out: Option<File>,
 }
 
@@ -49,7 +61,14 @@ enum Packing {
 }
 
 impl AvroFile {
-    pub(crate) fn new(shape: &Shape, blank: bool, file: PathBuf, form: &Form, sync: [u8; 16]) -> Result<Self, Error> {
+    pub(crate) fn new(
+        shape: &Shape,
+        blank: bool,
+        file: PathBuf,
+        form: &Form,
+        sync: [u8; 16],
+        press: &Press,
+    ) -> Result<Self, Error> {
         let schema = event_schema(shape, &form.meta_prefix, form.before, blank).map_err(|error| {
             Error::halt(format!("the Avro schema of {} in the log cannot be read", shape.table.stream()))
                 .because(error)
@@ -73,69 +92,86 @@ impl AvroFile {
         }
         header.push(0);
         header.extend_from_slice(&sync);
+        let blocks = Blocks { file, header, sync, codec, packed: Vec::new(), out: None };
         Ok(Self {
-            file,
-            header,
-            sync,
-            codec,
             blank,
             columns: shape.table.columns.len(),
             old_key: !shape.table.key.is_empty(),
             before: has_before(&shape.table, form.before),
-            rows: 0,
-            block: Vec::new(),
-            packed: Vec::new(),
+            block: Block::default(),
             run: None,
             of_run: Vec::new(),
             names: shape.table.columns.iter().map(|column| column.name.clone()).collect(),
-            out: None,
+            blocks: press.file(blocks),
         })
     }
 
     fn nulls(&mut self) {
-        self.block.resize(self.block.len() + self.columns, 0);
+        self.block.bytes.resize(self.block.bytes.len() + self.columns, 0);
     }
 
     #[inline]
     fn row_done(&mut self) -> Result<(), Failed> {
-        self.rows += 1;
-        if self.block.len() >= BLOCK { self.end_block() } else { Ok(()) }
+        self.block.rows += 1;
+        if self.block.bytes.len() >= BLOCK { self.end_block() } else { Ok(()) }
     }
 
     fn end_block(&mut self) -> Result<(), Failed> {
-        if self.rows == 0 {
-            return Ok(());
+        if self.block.rows > 0 {
+            self.block = self.blocks.push(std::mem::take(&mut self.block))?;
         }
+        Ok(())
+    }
+}
+
+impl Packer for Blocks {
+    type Piece = Block;
+
+    fn pack(&mut self, block: &mut Block) -> Result<(), Failed> {
         if self.out.is_none() {
-            let mut file = File::create(&self.file)?;
+            let mut file = File::create_new(&self.file)?;
             file.write_all(&self.header)?;
             self.out = Some(file);
         }
         let out = self.out.as_mut().expect("made above");
         let data = match &mut self.codec {
-            Packing::None => &self.block,
+            Packing::None => &block.bytes,
             Packing::Zstd(compressor) => {
                 if compressor.is_none() {
                     *compressor = Some(zstd::bulk::Compressor::new(1)?);
                 }
                 self.packed.clear();
-                self.packed.reserve(zstd::zstd_safe::compress_bound(self.block.len()));
-                compressor.as_mut().expect("made above").compress_to_buffer(&self.block, &mut self.packed)?;
+                self.packed.reserve(zstd::zstd_safe::compress_bound(block.bytes.len()));
+                compressor.as_mut().expect("made above").compress_to_buffer(&block.bytes, &mut self.packed)?;
                 &self.packed
             }
             Packing::Deflate(compress) => {
-                deflate(compress, &self.block, &mut self.packed)?;
+                deflate(compress, &block.bytes, &mut self.packed)?;
                 &self.packed
             }
         };
         let mut head = Vec::with_capacity(20);
-        put_long(&mut head, self.rows as i64);
+        put_long(&mut head, block.rows as i64);
         put_long(&mut head, data.len() as i64);
         out.write_all(&head)?;
         out.write_all(data)?;
         out.write_all(&self.sync)?;
-        self.rows = 0;
-        self.block.clear();
+        block.rows = 0;
+        block.bytes.clear();
+        Ok(())
+    }
+
+    fn memory(&self) -> usize {
+        self.packed.capacity()
+    }
+
+    fn flush(&mut self) -> Result<(), Failed> {
+        self.packed = Vec::new();
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), Failed> {
+        self.out = None;
         Ok(())
     }
 }
@@ -146,7 +182,7 @@ impl FileWriter for AvroFile {
         if change.op == Op::Truncate {
             self.nulls();
         } else {
-            self.block.extend_from_slice(change.value);
+            self.block.bytes.extend_from_slice(change.value);
         }
         if self.run != Some(run.first_offset.0) {
             self.run = Some(run.first_offset.0);
@@ -161,7 +197,7 @@ impl FileWriter for AvroFile {
             }
             put_long(&mut self.of_run, run.transaction.commit_time.0);
         }
-        let block = &mut self.block;
+        let block = &mut self.block.bytes;
         put_bytes(block, change.op.name().as_bytes());
         put_long(block, change.offset.0 as i64);
         put_long(block, change.ordinal as i64);
@@ -197,7 +233,7 @@ impl FileWriter for AvroFile {
     fn mark(&mut self, mark: &Mark, position: &str, offset: Offset) -> Result<(), Failed> {
         debug_assert!(self.blank || !self.old_key, "a mark has no key");
         self.nulls();
-        let block = &mut self.block;
+        let block = &mut self.block.bytes;
         put_bytes(block, mark.op.as_bytes());
         put_long(block, offset.0 as i64);
         put_long(block, mark.ordinal as i64);
@@ -214,19 +250,19 @@ impl FileWriter for AvroFile {
     }
 
     fn memory(&self) -> usize {
-        self.block.capacity() + self.packed.capacity()
+        self.block.bytes.capacity() + self.blocks.memory()
     }
 
     fn flush(&mut self) -> Result<(), Failed> {
         self.end_block()?;
-        (self.block, self.packed) = (Vec::new(), Vec::new());
-        Ok(())
+        self.block = Block::default();
+        self.blocks.flush()
     }
 
     fn close(&mut self) -> Result<(), Failed> {
-        self.flush()?;
-        self.out = None;
-        Ok(())
+        self.end_block()?;
+        self.block = Block::default();
+        self.blocks.close()
     }
 }
 

@@ -29,6 +29,7 @@ mod meta;
 mod ndjson_file;
 mod parquet_file;
 mod partition;
+mod press;
 mod readers;
 mod retention;
 mod rewind;

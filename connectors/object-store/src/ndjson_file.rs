@@ -13,6 +13,7 @@ use storage::Offset;
 use crate::format::{Codec, Form};
 use crate::json_text::{put_integer, put_text, put_timestamp, put_value};
 use crate::meta::has_before;
+use crate::press::{Packer, Press, Pressed};
 use crate::writer::{Failed, FileWriter};
 
 /// Lines that go to the compressor at a time: a table that has less by the end
@@ -22,8 +23,6 @@ const LINES: usize = 128 << 10;
 /// Rows as lines.
 pub(crate) struct NdjsonFile {
     shape: Arc<Shape>,
-    file: PathBuf,
-    codec: Codec,
     before: bool,
     in_key: Vec<bool>,
     /// `"name":` of each column.
@@ -33,7 +32,14 @@ pub(crate) struct NdjsonFile {
     run: Option<u64>,
     of_run: Vec<u8>,
     lines: Vec<u8>,
-    out: Option<Packer>,
+    packed: Pressed<Lines>,
+}
+
+/// The file itself.
+struct Lines {
+    file: PathBuf,
+    codec: Codec,
+    out: Option<Packing>,
 }
 
 /// `"name":` of our own columns.
@@ -49,14 +55,14 @@ struct Ours {
     before: Vec<u8>,
 }
 
-enum Packer {
+enum Packing {
     None(File),
     Gzip(Box<GzEncoder<File>>),
     Zstd(Box<zstd::stream::write::Encoder<'static, File>>),
 }
 
 impl NdjsonFile {
-    pub(crate) fn new(shape: Arc<Shape>, file: PathBuf, form: &Form) -> Self {
+    pub(crate) fn new(shape: Arc<Shape>, file: PathBuf, form: &Form, press: &Press) -> Self {
         let label = |name: &str| {
             let mut label = Vec::new();
             put_text(&mut label, name);
@@ -66,8 +72,6 @@ impl NdjsonFile {
         let own = |name: &str| label(&format!("{}{name}", form.meta_prefix));
         let table = &shape.table;
         Self {
-            file,
-            codec: form.codec(),
             before: has_before(table, form.before),
             in_key: (0..table.columns.len()).map(|i| table.in_key(i)).collect(),
             names: table.columns.iter().map(|column| label(&column.name)).collect(),
@@ -85,7 +89,7 @@ impl NdjsonFile {
             run: None,
             of_run: Vec::new(),
             lines: Vec::new(),
-            out: None,
+            packed: press.file(Lines { file, codec: form.codec(), out: None }),
             shape,
         }
     }
@@ -116,23 +120,40 @@ impl NdjsonFile {
     }
 
     fn pack(&mut self) -> Result<(), Failed> {
-        if self.lines.is_empty() {
-            return Ok(());
+        if !self.lines.is_empty() {
+            self.lines = self.packed.push(std::mem::take(&mut self.lines))?;
         }
+        Ok(())
+    }
+}
+
+impl Packer for Lines {
+    type Piece = Vec<u8>;
+
+    fn pack(&mut self, lines: &mut Vec<u8>) -> Result<(), Failed> {
         if self.out.is_none() {
-            let file = File::create(&self.file)?;
+            let file = File::create_new(&self.file)?;
             self.out = Some(match self.codec {
-                Codec::Gzip | Codec::Deflate => Packer::Gzip(Box::new(GzEncoder::new(file, Compression::new(2)))),
-                Codec::Zstd => Packer::Zstd(Box::new(zstd::stream::write::Encoder::new(file, 1)?)),
-                Codec::None => Packer::None(file),
+                Codec::Gzip | Codec::Deflate => Packing::Gzip(Box::new(GzEncoder::new(file, Compression::new(2)))),
+                Codec::Zstd => Packing::Zstd(Box::new(zstd::stream::write::Encoder::new(file, 1)?)),
+                Codec::None => Packing::None(file),
             });
         }
         match self.out.as_mut().expect("made above") {
-            Packer::None(file) => file.write_all(&self.lines)?,
-            Packer::Gzip(encoder) => encoder.write_all(&self.lines)?,
-            Packer::Zstd(encoder) => encoder.write_all(&self.lines)?,
+            Packing::None(file) => file.write_all(lines)?,
+            Packing::Gzip(encoder) => encoder.write_all(lines)?,
+            Packing::Zstd(encoder) => encoder.write_all(lines)?,
         }
-        self.lines.clear();
+        lines.clear();
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), Failed> {
+        match self.out.take() {
+            None | Some(Packing::None(_)) => {}
+            Some(Packing::Gzip(encoder)) => drop(encoder.finish()?),
+            Some(Packing::Zstd(encoder)) => drop(encoder.finish()?),
+        }
         Ok(())
     }
 }
@@ -215,17 +236,13 @@ impl FileWriter for NdjsonFile {
     fn flush(&mut self) -> Result<(), Failed> {
         self.pack()?;
         self.lines = Vec::new();
-        Ok(())
+        self.packed.flush()
     }
 
     fn close(&mut self) -> Result<(), Failed> {
-        self.flush()?;
-        match self.out.take() {
-            None | Some(Packer::None(_)) => {}
-            Some(Packer::Gzip(encoder)) => drop(encoder.finish()?),
-            Some(Packer::Zstd(encoder)) => drop(encoder.finish()?),
-        }
-        Ok(())
+        self.pack()?;
+        self.lines = Vec::new();
+        self.packed.close()
     }
 }
 

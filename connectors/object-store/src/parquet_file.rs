@@ -16,6 +16,7 @@ use storage::Offset;
 
 use crate::columns::{Column, field};
 use crate::meta::Meta;
+use crate::press::{Packer, Press, Pressed};
 use crate::writer::{Failed, FileWriter};
 
 /// Rows that go to the encoder at a time.
@@ -28,31 +29,35 @@ const DISTINCT: usize = 5;
 /// Rows as columns.
 pub(crate) struct ParquetFile {
     shape: Arc<Shape>,
-    file: PathBuf,
-    schema: SchemaRef,
     columns: Vec<Column>,
     in_key: Vec<bool>,
     meta: Meta,
     waiting: usize,
     waiting_bytes: usize,
+    encoded: Pressed<Encoder>,
+}
+
+/// The file itself.
+struct Encoder {
+    file: PathBuf,
+    schema: SchemaRef,
     parquet: Option<ArrowWriter<File>>,
 }
 
 impl ParquetFile {
-    pub(crate) fn new(shape: Arc<Shape>, file: PathBuf, prefix: &str, before: bool) -> Self {
+    pub(crate) fn new(shape: Arc<Shape>, file: PathBuf, prefix: &str, before: bool, press: &Press) -> Self {
         let table = &shape.table;
         let mut fields: Vec<_> = table.columns.iter().map(|column| field(&column.name, &column.ty)).collect();
         fields.extend(Meta::fields(table, prefix, before));
+        let schema = Arc::new(Schema::new(fields));
         Self {
-            schema: Arc::new(Schema::new(fields)),
             columns: table.columns.iter().map(|column| Column::new(&column.ty)).collect(),
             in_key: (0..table.columns.len()).map(|i| table.in_key(i)).collect(),
             meta: Meta::new(table, before),
             shape,
-            file,
             waiting: 0,
             waiting_bytes: 0,
-            parquet: None,
+            encoded: press.file(Encoder { file, schema, parquet: None }),
         }
     }
 
@@ -69,13 +74,37 @@ impl ParquetFile {
         (self.waiting, self.waiting_bytes) = (0, 0);
         let mut arrays: Vec<ArrayRef> = self.columns.iter_mut().map(Column::finish).collect();
         arrays.extend(self.meta.finish());
-        let batch = RecordBatch::try_new(self.schema.clone(), arrays).map_err(|error| Failed::File(error.into()))?;
+        self.encoded.push(arrays).map(drop)
+    }
+}
+
+impl Packer for Encoder {
+    /// Columns of a batch.
+    type Piece = Vec<ArrayRef>;
+
+    fn pack(&mut self, arrays: &mut Vec<ArrayRef>) -> Result<(), Failed> {
+        let batch = RecordBatch::try_new(self.schema.clone(), std::mem::take(arrays));
+        let batch = batch.map_err(|error| Failed::File(error.into()))?;
         if self.parquet.is_none() {
-            let file = File::create(&self.file)?;
+            let file = File::create_new(&self.file)?;
             let writer = ArrowWriter::try_new(file, self.schema.clone(), Some(properties(&batch)));
             self.parquet = Some(writer.map_err(unwritable)?);
         }
         self.parquet.as_mut().expect("made above").write(&batch).map_err(unwritable)
+    }
+
+    fn memory(&self) -> usize {
+        self.parquet.as_ref().map_or(0, ArrowWriter::memory_size)
+    }
+
+    /// Ends the row group.
+    fn flush(&mut self) -> Result<(), Failed> {
+        self.parquet.as_mut().map_or(Ok(()), ArrowWriter::flush).map_err(unwritable)
+    }
+
+    fn close(&mut self) -> Result<(), Failed> {
+        let Some(parquet) = self.parquet.take() else { return Ok(()) };
+        parquet.close().map(drop).map_err(unwritable)
     }
 }
 
@@ -102,18 +131,16 @@ impl FileWriter for ParquetFile {
     }
 
     fn memory(&self) -> usize {
-        self.parquet.as_ref().map_or(0, ArrowWriter::memory_size)
+        self.encoded.memory()
     }
 
-    /// Ends the row group.
     fn flush(&mut self) -> Result<(), Failed> {
-        self.parquet.as_mut().map_or(Ok(()), ArrowWriter::flush).map_err(unwritable)
+        self.encoded.flush()
     }
 
     fn close(&mut self) -> Result<(), Failed> {
         self.encode()?;
-        let Some(parquet) = self.parquet.take() else { return Ok(()) };
-        parquet.close().map(drop).map_err(unwritable)
+        self.encoded.close()
     }
 }
 

@@ -14,6 +14,7 @@ use storage::Offset;
 use crate::format::{Form, Format};
 use crate::manifest::File;
 use crate::partition::Places;
+use crate::press::Press;
 use crate::writer::{Writer, broken};
 
 /// Of all open files together; beyond, the largest writes what it can.
@@ -34,6 +35,8 @@ pub(crate) struct Staging {
     /// Of rows taken.
     pub(crate) bytes: u64,
     unmeasured: usize,
+    /// The last: it ends when nothing more can be sent to it.
+    press: Press,
 }
 
 /// How it gathers.
@@ -74,6 +77,7 @@ impl Staging {
             made: 0,
             bytes: 0,
             unmeasured: 0,
+            press: Press::new().map_err(|error| Error::retry("could not start a thread").because(error))?,
         })
     }
 
@@ -97,7 +101,7 @@ impl Staging {
             self.made += 1;
             let (form, sync) = (self.settings.form(stream_of(folder)), self.settings.sync);
             let file = self.settings.folder.join(format!("{}.{}", self.made, form.suffix()));
-            self.open.insert(folder.into(), Writer::new(shape.clone(), blank, file, first, form, sync)?);
+            self.open.insert(folder.into(), Writer::new(shape.clone(), blank, file, first, form, sync, &self.press)?);
         }
         Ok(self.open.get_mut(folder).expect("inserted above"))
     }

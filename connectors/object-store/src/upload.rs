@@ -4,8 +4,9 @@
 //! - Small ones go up in one conditional write.
 //! - Larger ones go up in parts. The upload's id is noted on this machine before
 //!   its first part, so whoever comes after a crash aborts it.
-//! - In a folder a file is written under `_highwater/uploads/`, and linked to
-//!   its name: not even a pattern like `*.ndjson*` sees it before.
+//! - In a folder a file lies under `_highwater/uploads/` first, and is linked to
+//!   its name: not even a pattern like `*.ndjson*` sees it before. Where the
+//!   staging folder is in the same file system, it is the staged file itself.
 
 use std::path::{Path as FilePath, PathBuf};
 
@@ -174,10 +175,30 @@ impl Uploads {
         sent
     }
 
+    /// The staged file itself, durable, under the name that it waits by; false: it
+    /// has to be copied.
+    async fn link_staged(&self, waiting: &Path, file: &Parts<'_>) -> Result<bool> {
+        let Some(folder) = &self.store.folder else { return Ok(false) };
+        let to = folder.join(waiting.as_ref());
+        let unwritable = |error| Error::retry(format!("could not write {}", to.display())).because(error);
+        let (from, name) = (file.staged.to_owned(), to.clone());
+        let linked = tokio::task::spawn_blocking(move || link(&from, &name)).await;
+        if !linked.map_err(|_| Error::retry("linking a file has broken off"))?.map_err(unwritable)? {
+            return Ok(false);
+        }
+        file.file.sync_all().await.map_err(|error| {
+            Error::retry(format!("could not write {} for good", file.staged.display())).because(error)
+        })?;
+        fault::point("half-uploaded");
+        Ok(true)
+    }
+
     async fn link(&mut self, path: &Path, file: &mut Parts<'_>) -> Result<()> {
         self.begun += 1;
         let waiting = parse(&format!("{}/{}-{}", self.waiting, self.writer, self.begun))?;
-        in_parts(&self.store, &waiting, file, self.part_bytes).await?;
+        if !self.link_staged(&waiting, file).await? {
+            in_parts(&self.store, &waiting, file, self.part_bytes).await?;
+        }
         fault::point("before-link");
         let options = CopyOptions::new().with_mode(CopyMode::Create);
         let linked = match self.store.objects.copy_opts(&waiting, path, options).await {
@@ -187,6 +208,14 @@ impl Uploads {
         let _ = self.store.objects.delete(&waiting).await;
         linked
     }
+}
+
+/// Gives a file another name; false if it lies elsewhere, or names are one a file here.
+fn link(from: &FilePath, to: &FilePath) -> std::io::Result<bool> {
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    Ok(std::fs::hard_link(from, to).is_ok())
 }
 
 async fn in_parts(store: &Store, path: &Path, file: &mut Parts<'_>, part_bytes: usize) -> Result<()> {

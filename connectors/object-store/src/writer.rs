@@ -11,6 +11,7 @@ use crate::avro_file::AvroFile;
 use crate::format::{Form, Format};
 use crate::ndjson_file::NdjsonFile;
 use crate::parquet_file::ParquetFile;
+use crate::press::Press;
 
 /// Writes rows in one format. A file that got no row need not exist.
 pub(crate) trait FileWriter: Send {
@@ -71,6 +72,7 @@ impl Writer {
         first: Offset,
         form: &Form,
         sync: [u8; 16],
+        press: &Press,
     ) -> Result<Self> {
         if let Some(column) = form.taken(&shape.table) {
             let stream = shape.table.stream();
@@ -80,9 +82,9 @@ impl Writer {
         }
         let to = file.clone();
         let writer: Box<dyn FileWriter> = match form.format {
-            Format::Parquet => Box::new(ParquetFile::new(shape.clone(), to, &form.meta_prefix, form.before)),
-            Format::Avro => Box::new(AvroFile::new(&shape, blank, to, form, sync)?),
-            Format::Ndjson => Box::new(NdjsonFile::new(shape.clone(), to, form)),
+            Format::Parquet => Box::new(ParquetFile::new(shape.clone(), to, &form.meta_prefix, form.before, press)),
+            Format::Avro => Box::new(AvroFile::new(&shape, blank, to, form, sync, press)?),
+            Format::Ndjson => Box::new(NdjsonFile::new(shape.clone(), to, form, press)),
         };
         Ok(Self { shape, blank, file, first: first.0, end: first.0, rows: 0, form: writer })
     }

@@ -13,6 +13,7 @@ use super::*;
 use crate::event::Act;
 use crate::format::{Codec, Form, Format};
 use crate::json_text::put_value;
+use crate::press::Press;
 use crate::values;
 use crate::writer::Writer;
 
@@ -245,7 +246,8 @@ fn written(table: &Arc<Table>, format: Format, codec: Codec, ops: &[Op]) -> Vec<
         before: false,
         partition: None,
     };
-    let mut writer = Writer::new(shape, false, file.clone(), Offset(100), &form, [7; 16]).unwrap();
+    let press = Press::new().unwrap();
+    let mut writer = Writer::new(shape, false, file.clone(), Offset(100), &form, [7; 16], &press).unwrap();
     for run in batch.runs() {
         let run = run.unwrap();
         run.changes().for_each(|change| writer.change(&change.unwrap(), &run, "0/1").unwrap());
