@@ -23,6 +23,7 @@ mod recovery;
 mod retention;
 mod segment;
 mod state;
+mod used;
 mod writer;
 
 #[cfg(test)]

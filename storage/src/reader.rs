@@ -207,6 +207,9 @@ impl<F: Files> Reader<F> {
             }
         }
         self.forget();
+        if let (true, Some(open)) = (self.ready.is_empty(), &mut self.open) {
+            open.scanner.rest();
+        }
         Ok(!self.ready.is_empty())
     }
 

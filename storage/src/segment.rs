@@ -20,13 +20,14 @@
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest, checksum};
 
 use crate::batch::Kind;
 use crate::error::{Error, Result};
 use crate::files::LogFile;
 use crate::newtypes::{Epoch, LogId, Micros, Position};
+use crate::used::Used;
 
 /// Of the fixed part.
 pub(crate) const HEADER: usize = 72;
@@ -201,12 +202,13 @@ pub(crate) struct Scanner<F> {
     pub(crate) length: u64,
     /// As the head tells; None if there is no head.
     log: Option<LogId>,
+    used: Used,
 }
 
 impl<F: LogFile> Scanner<F> {
     pub(crate) fn open(file: F, path: &Path) -> Result<Self> {
         let length = file.length().map_err(|error| Error::io("read the length of", path, error))?;
-        let mut scanner = Self { file, path: path.into(), at: 0, length, log: None };
+        let mut scanner = Self { file, path: path.into(), at: 0, length, log: None, used: Used::default() };
         if let Ok(head) = scanner.header(0)?
             && head.kind == FrameKind::Head
             && let Some(id) = scanner.read(head.frame_length() - u64::from(head.payload_length), 16)?
@@ -223,13 +225,19 @@ impl<F: LogFile> Scanner<F> {
 
     /// The same file, read from another place.
     pub(crate) fn at(&self, at: u64) -> Self {
-        Self { file: self.file.clone(), path: self.path.clone(), at, length: self.length, log: self.log }
+        let (file, path) = (self.file.clone(), self.path.clone());
+        Self { file, path, at, length: self.length, log: self.log, used: Used::default() }
     }
 
     fn read(&self, at: u64, length: usize) -> Result<Option<Vec<u8>>> {
         let mut bytes = vec![0; length];
-        let read = self.file.read_at(&mut bytes, at).map_err(|error| Error::io("read", &self.path, error))?;
-        Ok((read == length).then_some(bytes))
+        Ok(self.fill(at, &mut bytes)?.then_some(bytes))
+    }
+
+    /// False if the file ends before.
+    fn fill(&self, at: u64, bytes: &mut [u8]) -> Result<bool> {
+        let read = self.file.read_at(bytes, at).map_err(|error| Error::io("read", &self.path, error))?;
+        Ok(read == bytes.len())
     }
 
     /// The header at `at`, its own CRC checked.
@@ -284,17 +292,23 @@ impl<F: LogFile> Scanner<F> {
         }))
     }
 
-    /// The payload of the frame at `at`, its CRC checked.
-    pub(crate) fn payload(&self, at: u64, header: &Header) -> Result<std::result::Result<Bytes, Bad>> {
+    /// The payload of the frame at `at`, its CRC checked; in memory that may be used again.
+    fn payload(&self, mut bytes: BytesMut, at: u64, header: &Header) -> Result<std::result::Result<Bytes, Bad>> {
         let start = at + header.frame_length() - u64::from(header.payload_length);
         if start + u64::from(header.payload_length) > self.length {
             return Ok(Err(Bad::Frame("the file ends within a payload")));
         }
-        match self.read(start, header.payload_length as usize)? {
-            Some(bytes) if crc(&bytes) == header.payload_crc => Ok(Ok(bytes.into())),
-            Some(_) => Ok(Err(Bad::Frame("payload CRC"))),
-            None => Ok(Err(Bad::Frame("the file ends within a payload"))),
+        bytes.resize(header.payload_length as usize, 0);
+        match self.fill(start, &mut bytes)? {
+            true if crc(&bytes) == header.payload_crc => Ok(Ok(bytes.freeze())),
+            true => Ok(Err(Bad::Frame("payload CRC"))),
+            false => Ok(Err(Bad::Frame("the file ends within a payload"))),
         }
+    }
+
+    /// Nothing comes for a while.
+    pub(crate) fn rest(&mut self) {
+        self.used = Used::default();
     }
 
     /// The next whole frame, its CRCs checked, with where it stands.
@@ -304,8 +318,10 @@ impl<F: LogFile> Scanner<F> {
             Ok(header) => header,
             Err(bad) => return Ok(Err(bad)),
         };
-        match self.payload(at, &header)? {
+        let memory = self.used.take();
+        match self.payload(memory, at, &header)? {
             Ok(payload) => {
+                self.used.give(&payload);
                 self.at = at + header.frame_length();
                 Ok(Ok((at, header, payload)))
             }

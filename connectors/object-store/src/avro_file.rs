@@ -5,9 +5,7 @@
 //! in a body of the log. Such rows stand in a *blank* file of their own, whose
 //! schema lets every column be null.
 
-use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 
 use connector::{Change, Error, Mark, Op, Run, Shape, put_bytes, put_long};
 use flate2::{Compress, Compression, FlushCompress, Status};
@@ -16,6 +14,7 @@ use storage::Offset;
 use crate::avro_schema::event_schema;
 use crate::format::{Codec, Form};
 use crate::meta::has_before;
+use crate::out::{Out, Place};
 use crate::press::{Packer, Press, Pressed};
 use crate::writer::{Failed, FileWriter};
 
@@ -46,12 +45,12 @@ struct Block {
 
 /// The file itself.
 struct Blocks {
-    file: PathBuf,
+    place: Place,
     header: Vec<u8>,
     sync: [u8; 16],
     codec: Packing,
     packed: Vec<u8>,
-    out: Option<File>,
+    out: Option<Out>,
 }
 
 enum Packing {
@@ -64,7 +63,7 @@ impl AvroFile {
     pub(crate) fn new(
         shape: &Shape,
         blank: bool,
-        file: PathBuf,
+        place: Place,
         form: &Form,
         sync: [u8; 16],
         press: &Press,
@@ -92,7 +91,7 @@ impl AvroFile {
         }
         header.push(0);
         header.extend_from_slice(&sync);
-        let blocks = Blocks { file, header, sync, codec, packed: Vec::new(), out: None };
+        let blocks = Blocks { place, header, sync, codec, packed: Vec::new(), out: None };
         Ok(Self {
             blank,
             columns: shape.table.columns.len(),
@@ -129,7 +128,7 @@ impl Packer for Blocks {
 
     fn pack(&mut self, block: &mut Block) -> Result<(), Failed> {
         if self.out.is_none() {
-            let mut file = File::create_new(&self.file)?;
+            let mut file = self.place.create()?;
             file.write_all(&self.header)?;
             self.out = Some(file);
         }

@@ -27,6 +27,7 @@ mod lane;
 mod manifest;
 mod meta;
 mod ndjson_file;
+mod out;
 mod parquet_file;
 mod partition;
 mod press;

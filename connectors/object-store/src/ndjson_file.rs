@@ -1,8 +1,6 @@
 //! An NDJSON file: a row a line.
 
-use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use connector::{Change, Malformed, Mark, Op, Reader, Run, Shape};
@@ -13,6 +11,7 @@ use storage::Offset;
 use crate::format::{Codec, Form};
 use crate::json_text::{put_integer, put_text, put_timestamp, put_value};
 use crate::meta::has_before;
+use crate::out::{Out, Place};
 use crate::press::{Packer, Press, Pressed};
 use crate::writer::{Failed, FileWriter};
 
@@ -37,7 +36,7 @@ pub(crate) struct NdjsonFile {
 
 /// The file itself.
 struct Lines {
-    file: PathBuf,
+    place: Place,
     codec: Codec,
     out: Option<Packing>,
 }
@@ -56,13 +55,13 @@ struct Ours {
 }
 
 enum Packing {
-    None(File),
-    Gzip(Box<GzEncoder<File>>),
-    Zstd(Box<zstd::stream::write::Encoder<'static, File>>),
+    None(Out),
+    Gzip(Box<GzEncoder<Out>>),
+    Zstd(Box<zstd::stream::write::Encoder<'static, Out>>),
 }
 
 impl NdjsonFile {
-    pub(crate) fn new(shape: Arc<Shape>, file: PathBuf, form: &Form, press: &Press) -> Self {
+    pub(crate) fn new(shape: Arc<Shape>, place: Place, form: &Form, press: &Press) -> Self {
         let label = |name: &str| {
             let mut label = Vec::new();
             put_text(&mut label, name);
@@ -89,7 +88,7 @@ impl NdjsonFile {
             run: None,
             of_run: Vec::new(),
             lines: Vec::new(),
-            packed: press.file(Lines { file, codec: form.codec(), out: None }),
+            packed: press.file(Lines { place, codec: form.codec(), out: None }),
             shape,
         }
     }
@@ -132,7 +131,7 @@ impl Packer for Lines {
 
     fn pack(&mut self, lines: &mut Vec<u8>) -> Result<(), Failed> {
         if self.out.is_none() {
-            let file = File::create_new(&self.file)?;
+            let file = self.place.create()?;
             self.out = Some(match self.codec {
                 Codec::Gzip | Codec::Deflate => Packing::Gzip(Box::new(GzEncoder::new(file, Compression::new(2)))),
                 Codec::Zstd => Packing::Zstd(Box::new(zstd::stream::write::Encoder::new(file, 1)?)),

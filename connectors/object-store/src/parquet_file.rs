@@ -1,8 +1,6 @@
 //! A Parquet file.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, RecordBatch, StringArray};
@@ -16,6 +14,7 @@ use storage::Offset;
 
 use crate::columns::{Column, field};
 use crate::meta::Meta;
+use crate::out::{Out, Place};
 use crate::press::{Packer, Press, Pressed};
 use crate::writer::{Failed, FileWriter};
 
@@ -39,13 +38,13 @@ pub(crate) struct ParquetFile {
 
 /// The file itself.
 struct Encoder {
-    file: PathBuf,
+    place: Place,
     schema: SchemaRef,
-    parquet: Option<ArrowWriter<File>>,
+    parquet: Option<ArrowWriter<Out>>,
 }
 
 impl ParquetFile {
-    pub(crate) fn new(shape: Arc<Shape>, file: PathBuf, prefix: &str, before: bool, press: &Press) -> Self {
+    pub(crate) fn new(shape: Arc<Shape>, place: Place, prefix: &str, before: bool, press: &Press) -> Self {
         let table = &shape.table;
         let mut fields: Vec<_> = table.columns.iter().map(|column| field(&column.name, &column.ty)).collect();
         fields.extend(Meta::fields(table, prefix, before));
@@ -57,7 +56,7 @@ impl ParquetFile {
             shape,
             waiting: 0,
             waiting_bytes: 0,
-            encoded: press.file(Encoder { file, schema, parquet: None }),
+            encoded: press.file(Encoder { place, schema, parquet: None }),
         }
     }
 
@@ -86,7 +85,7 @@ impl Packer for Encoder {
         let batch = RecordBatch::try_new(self.schema.clone(), std::mem::take(arrays));
         let batch = batch.map_err(|error| Failed::File(error.into()))?;
         if self.parquet.is_none() {
-            let file = File::create_new(&self.file)?;
+            let file = self.place.create()?;
             let writer = ArrowWriter::try_new(file, self.schema.clone(), Some(properties(&batch)));
             self.parquet = Some(writer.map_err(unwritable)?);
         }

@@ -82,11 +82,12 @@ impl ObjectStoreSink {
 
     /// An announced step is done as it was announced, whatever the configuration
     /// says by now.
-    fn gather(&self, manifest: &Manifest) -> Gather {
+    fn gather(&self, store: &Store, manifest: &Manifest) -> Gather {
         let Settings { staging, position, form, .. } = &self.settings;
         let announced = |lane: &Lane| Some((lane.stream.clone(), lane.announced.as_ref()?.form.clone()));
         Gather {
             folder: staging.clone(),
+            stays: store.folder.is_some(),
             form: manifest.announced.as_ref().map_or(form, |announced| &announced.form).clone(),
             apart: manifest.lanes.iter().filter_map(announced).collect::<HashMap<_, _>>(),
             position: *position,
@@ -121,7 +122,7 @@ impl Sink for ObjectStoreSink {
         if let Some(retention) = &mut self.retention {
             retention.look(&*store.objects, &mut manifests).await?;
         }
-        let staging = Staging::new(self.gather(&manifests.current))?;
+        let staging = Staging::new(self.gather(&store, &manifests.current))?;
         let Manifest { next_offset, announced, lanes, .. } = &manifests.current;
         let opened = Opened {
             checkpoint: next_offset.map(|next| Checkpoint { next: Offset(next) }),
@@ -192,7 +193,7 @@ impl Sink for ObjectStoreSink {
         open.manifests.advance(|manifest| manifest.arrive(&step, position)).await?;
         fault::point("manifest-lost-answer");
         if redone {
-            open.staging = Staging::new(self.gather(&open.manifests.current))?;
+            open.staging = Staging::new(self.gather(&open.store, &open.manifests.current))?;
         }
         if let Some(retention) = self.retention.as_mut().filter(|retention| retention.is_due()) {
             retention.look(&*open.store.objects, &mut open.manifests).await?;

@@ -13,6 +13,7 @@ use storage::Offset;
 
 use crate::format::{Form, Format};
 use crate::manifest::File;
+use crate::out::Place;
 use crate::partition::Places;
 use crate::press::Press;
 use crate::writer::{Writer, broken};
@@ -43,6 +44,8 @@ pub(crate) struct Staging {
 #[derive(Clone)]
 pub(crate) struct Gather {
     pub(crate) folder: PathBuf,
+    /// The store is a folder of this machine: files are linked to their names.
+    pub(crate) stays: bool,
     pub(crate) form: Form,
     /// Of tables whose own step was announced.
     pub(crate) apart: HashMap<String, Form>,
@@ -100,8 +103,9 @@ impl Staging {
             }
             self.made += 1;
             let (form, sync) = (self.settings.form(stream_of(folder)), self.settings.sync);
-            let file = self.settings.folder.join(format!("{}.{}", self.made, form.suffix()));
-            self.open.insert(folder.into(), Writer::new(shape.clone(), blank, file, first, form, sync, &self.press)?);
+            let path = self.settings.folder.join(format!("{}.{}", self.made, form.suffix()));
+            let place = Place { path, stays: self.settings.stays };
+            self.open.insert(folder.into(), Writer::new(shape.clone(), blank, place, first, form, sync, &self.press)?);
         }
         Ok(self.open.get_mut(folder).expect("inserted above"))
     }

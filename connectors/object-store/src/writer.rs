@@ -10,6 +10,7 @@ use storage::Offset;
 use crate::avro_file::AvroFile;
 use crate::format::{Form, Format};
 use crate::ndjson_file::NdjsonFile;
+use crate::out::Place;
 use crate::parquet_file::ParquetFile;
 use crate::press::Press;
 
@@ -68,7 +69,7 @@ impl Writer {
     pub(crate) fn new(
         shape: Arc<Shape>,
         blank: bool,
-        file: PathBuf,
+        place: Place,
         first: Offset,
         form: &Form,
         sync: [u8; 16],
@@ -80,11 +81,11 @@ impl Writer {
                 .hint("set another `meta_prefix` of the sink")
                 .of_stream(&stream));
         }
-        let to = file.clone();
+        let file = place.path.clone();
         let writer: Box<dyn FileWriter> = match form.format {
-            Format::Parquet => Box::new(ParquetFile::new(shape.clone(), to, &form.meta_prefix, form.before, press)),
-            Format::Avro => Box::new(AvroFile::new(&shape, blank, to, form, sync, press)?),
-            Format::Ndjson => Box::new(NdjsonFile::new(shape.clone(), to, form, press)),
+            Format::Parquet => Box::new(ParquetFile::new(shape.clone(), place, &form.meta_prefix, form.before, press)),
+            Format::Avro => Box::new(AvroFile::new(&shape, blank, place, form, sync, press)?),
+            Format::Ndjson => Box::new(NdjsonFile::new(shape.clone(), place, form, press)),
         };
         Ok(Self { shape, blank, file, first: first.0, end: first.0, rows: 0, form: writer })
     }

@@ -13,6 +13,7 @@ use super::*;
 use crate::event::Act;
 use crate::format::{Codec, Form, Format};
 use crate::json_text::put_value;
+use crate::out::Place;
 use crate::press::Press;
 use crate::values;
 use crate::writer::Writer;
@@ -247,7 +248,9 @@ fn written(table: &Arc<Table>, format: Format, codec: Codec, ops: &[Op]) -> Vec<
         partition: None,
     };
     let press = Press::new().unwrap();
-    let mut writer = Writer::new(shape, false, file.clone(), Offset(100), &form, [7; 16], &press).unwrap();
+    let mut writer =
+        Writer::new(shape, false, Place { path: file.clone(), stays: true }, Offset(100), &form, [7; 16], &press)
+            .unwrap();
     for run in batch.runs() {
         let run = run.unwrap();
         run.changes().for_each(|change| writer.change(&change.unwrap(), &run, "0/1").unwrap());
