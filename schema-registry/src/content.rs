@@ -66,9 +66,9 @@ pub struct NewSchema {
     pub schema_type: Option<String>,
     /// What it uses.
     pub references: Option<Vec<Reference>>,
-    /// Tags, properties, sensitive fields: kept and given back.
+    /// Tags, properties, sensitive fields.
     pub metadata: Option<Value>,
-    /// Rules for serializers: kept and given back.
+    /// Rules for serializers.
     pub rule_set: Option<Value>,
     /// Which it must be.
     pub version: Option<i32>,
@@ -240,12 +240,9 @@ impl Parsed {
         Ok(Self { guid: content.guid(), content: Arc::new(content), schema: Arc::new(schema), bare })
     }
 
-    /// With metadata and rules of the version before, where it has none of its own.
-    pub(crate) fn after(self, last: &Content) -> Self {
+    /// With other metadata and rules.
+    pub(crate) fn with(self, metadata: Option<Value>, rule_set: Option<Value>) -> Self {
         let own = &self.content;
-        let or =
-            |own: &Option<Box<Value>>, last: &Option<Box<Value>>| own.as_ref().or(last.as_ref()).map(|v| (**v).clone());
-        let (metadata, rule_set) = (or(&own.metadata, &last.metadata), or(&own.rule_set, &last.rule_set));
         let content = Content::new(own.schema_type, own.text.clone(), own.references.to_vec(), metadata, rule_set);
         Self { guid: content.guid(), content: Arc::new(content), ..self }
     }

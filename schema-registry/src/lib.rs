@@ -16,6 +16,7 @@ mod client;
 mod compatibility;
 mod content;
 mod error;
+mod merge;
 mod registrar;
 mod registry;
 mod server;

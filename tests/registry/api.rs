@@ -323,6 +323,35 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
         ],
     )
     .await;
+    // Settings give it to whatever is registered, and override it.
+    let settings = json!({"defaultMetadata": {"properties": {"owner": "all", "level": "0"}},
+        "overrideMetadata": {"properties": {"team": "x"}, "sensitive": ["team"]}, "defaultRuleSet": {"domainRules": [{"name": "d"}]},
+        "overrideRuleSet": {"domainRules": [{"name": "r", "doc": "always"}]}});
+    let given = json!({"properties": {"owner": "me", "level": "0", "team": "x"}, "sensitive": ["team"]});
+    let rules = json!({"domainRules": [{"name": "d"}, {"name": "r", "doc": "always"}]});
+    let of = |version: u32, metadata: &Value, rules: &Value| json!({"subject": "g", "version": version, "id": 4 + version, "metadata": metadata, "ruleSet": rules, "schema": one});
+    table(
+        port,
+        &[
+            ("PUT", "/config/g", settings.to_string(), 200, settings.clone()),
+            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 5, "version": 1})),
+            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 5, "version": 1})),
+            ("POST", "/subjects/g/versions", body(&one), 200, json!({"id": 5, "version": 1})),
+            ("GET", "/subjects/g/versions/1", String::new(), 200, of(1, &given, &rules)),
+            ("POST", "/subjects/g", said.to_string(), 200, of(1, &given, &rules)),
+            ("PUT", "/config/g", json!({"overrideMetadata": null}).to_string(), 200, json!({})),
+            ("POST", "/subjects/g/versions", body(&one), 200, json!({"id": 5, "version": 1})),
+            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 6, "version": 2})),
+            (
+                "GET",
+                "/subjects/g/versions/2",
+                String::new(),
+                200,
+                of(2, &json!({"properties": {"owner": "me", "level": "0"}}), &rules),
+            ),
+        ],
+    )
+    .await;
     registry.stop();
 }
 

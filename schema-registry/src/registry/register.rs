@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Found, Registry, SchemaId, Shown, Version, Which};
+use super::{Config, Found, Registry, SchemaId, Shown, Version, Which};
 use crate::change::Change;
 use crate::compatibility::Level;
 use crate::content::{Content, NewSchema, Parsed, Reference};
@@ -46,6 +46,8 @@ pub(crate) struct Demand {
     /// The subject's last version, whose metadata and rules go on where a new
     /// one names none.
     pub(crate) last: Option<Arc<Content>>,
+    /// Settings that give metadata or rules to what is registered.
+    pub(crate) additions: Option<Arc<Config>>,
     /// Differs if anything of this may have changed.
     pub(crate) stamp: Stamp,
 }
@@ -63,6 +65,24 @@ const DEEPEST: usize = 64;
 const MOST: usize = 2_000;
 /// And their texts.
 const MOST_BYTES: usize = 16 << 20;
+
+impl Demand {
+    /// As it is registered: where it has no metadata or rules of its own, with
+    /// those of the last version; between those that settings give.
+    pub(crate) fn completed(&self, parsed: Parsed) -> Parsed {
+        let (own, last) = (&parsed.content, self.last.as_deref());
+        let metadata = own.metadata.as_deref().or(last.and_then(|last| last.metadata.as_deref()));
+        let rule_set = own.rule_set.as_deref().or(last.and_then(|last| last.rule_set.as_deref()));
+        let (metadata, rule_set) = match &self.additions {
+            Some(config) => (config.metadata(metadata), config.rule_set(rule_set)),
+            None if metadata.is_some() == own.metadata.is_some() && rule_set.is_some() == own.rule_set.is_some() => {
+                return parsed;
+            }
+            None => (metadata.cloned(), rule_set.cloned()),
+        };
+        parsed.with(metadata, rule_set)
+    }
+}
 
 impl NewSchema {
     /// Whether a version that is there already is all that is asked for.
@@ -97,6 +117,8 @@ impl Registry {
         let level = self.level(subject);
         let last = self.all(subject.as_str()).iter().rev().find(|version| !version.deleted);
         let last = last.and_then(|version| self.schema(subject.context(), version.id)).cloned();
+        // What is imported is as it was elsewhere.
+        let additions = if importing { None } else { self.additions(subject) };
         Ok(Demand {
             references: drawn.contents,
             resolved,
@@ -104,8 +126,9 @@ impl Registry {
             strict: !importing,
             level,
             validate_fields: self.validates_fields(subject),
-            earlier: self.earlier(subject, level, new, last.as_deref())?,
+            earlier: self.earlier(subject, level, new, last.as_deref(), additions.as_deref())?,
             last,
+            additions,
             stamp: self.stamp(subject),
         })
     }
@@ -158,6 +181,7 @@ impl Registry {
         level: Level,
         new: &NewSchema,
         last: Option<&Content>,
+        additions: Option<&Config>,
     ) -> Result<Vec<Source>, Refusal> {
         if level == Level::None {
             return Ok(Vec::new());
@@ -167,7 +191,9 @@ impl Registry {
             let group = group.as_deref()?;
             metadata?.get("properties")?.get(group)?.as_str().map(str::to_owned)
         };
-        let wanted = mark(new.metadata.as_ref().or(last.and_then(|last| last.metadata.as_deref())));
+        let own = new.metadata.as_ref().or(last.and_then(|last| last.metadata.as_deref()));
+        let given = additions.filter(|_| group.is_some()).and_then(|config| config.metadata(own));
+        let wanted = mark(given.as_ref().or(own));
         let live = self.all(subject.as_str()).iter().filter(|version| !version.deleted);
         let mut found: Vec<Found> = live
             .filter_map(|version| self.found(subject, *version))

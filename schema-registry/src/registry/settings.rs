@@ -11,7 +11,8 @@ use super::{Registry, Shown};
 use crate::change::Change;
 use crate::compatibility::Level;
 use crate::error::{Code, Refusal};
-use crate::subject::{DEFAULT_CONTEXT, Prefix, Subject};
+use crate::merge;
+use crate::subject::{Prefix, Subject};
 
 /// What may be done to subjects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +78,7 @@ pub struct Config {
 type Fits = fn(&Value) -> bool;
 type Members = Map<String, Value>;
 
-/// Members that are only kept.
+/// Members that are kept and given back, whether or not they have an effect.
 const OTHERS: &[(&str, Fits)] = &[
     ("validateFields", Value::is_boolean),
     ("validateNames", Value::is_boolean),
@@ -136,6 +137,24 @@ impl Config {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Whether a schema is registered with more than it comes with.
+    fn adds(&self) -> bool {
+        let members = ["defaultMetadata", "overrideMetadata", "defaultRuleSet", "overrideRuleSet"];
+        !self.others.is_empty() && members.iter().any(|member| self.others.contains_key(*member))
+    }
+
+    /// A schema's metadata between those by default and those that override.
+    pub(crate) fn metadata(&self, own: Option<&Value>) -> Option<Value> {
+        let own = merge::metadata(self.others.get("defaultMetadata"), own);
+        merge::metadata(own.as_ref(), self.others.get("overrideMetadata"))
+    }
+
+    /// Its rules likewise.
+    pub(crate) fn rule_set(&self, own: Option<&Value>) -> Option<Value> {
+        let own = merge::rule_set(self.others.get("defaultRuleSet"), own);
+        merge::rule_set(own.as_ref(), self.others.get("overrideRuleSet"))
+    }
 }
 
 /// What counts for a subject: what is found under the name nearest to it, which
@@ -149,11 +168,8 @@ fn nearest<'a, T, R>(
     if all.is_empty() {
         return None;
     }
-    let of_context = || match subject.context() {
-        DEFAULT_CONTEXT => None,
-        context => find(Subject::of(context, "").as_str()),
-    };
-    find(subject.as_str()).or_else(of_context).or_else(|| find(""))
+    let context = subject.as_str().strip_suffix(subject.name()).unwrap_or_default();
+    find(subject.as_str()).or_else(|| find(context)).or_else(|| find(""))
 }
 
 impl Registry {
@@ -188,6 +204,12 @@ impl Registry {
     pub(crate) fn validates_fields(&self, subject: &Subject) -> bool {
         let flag = |config: &Config| config.others.get("validateFields").and_then(Value::as_bool);
         self.setting(subject, flag).unwrap_or(false)
+    }
+
+    /// The settings that say what schemas are registered with, if some do: of
+    /// the nearest alone. Those of a subject leave no room for those of all.
+    pub(super) fn additions(&self, subject: &Subject) -> Option<Arc<Config>> {
+        nearest(&self.configs, subject, Some).filter(|config| config.adds()).cloned()
     }
 
     /// The subject that is meant by one.

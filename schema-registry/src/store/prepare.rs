@@ -49,7 +49,9 @@ impl Inner {
         loop {
             let mut demand = self.ahead.lock().await.registry.demand(&subject, &new, normalize)?;
             if purpose != Purpose::Register {
-                demand.strict &= purpose != Purpose::Import;
+                if purpose == Purpose::Import {
+                    (demand.strict, demand.additions) = (false, None);
+                }
                 (demand.level, demand.earlier) = (Level::None, Vec::new());
             }
             let demand = Arc::new(demand);
@@ -57,16 +59,17 @@ impl Inner {
                 let (new, demand) = (new.clone(), demand.clone());
                 self.work(weight(&new, &demand, false), move |_, _| parse(&new, &demand)).await?
             };
+            // As a client's it is another schema without what settings give;
+            // our own sources' stays what it is until it changes.
+            let completed = purpose == Purpose::Register && demand.additions.is_some();
+            let parsed = if completed { Parsed { bare: false, ..demand.completed(parsed) } } else { parsed };
             // The most frequent by far: it is there already, and durable.
             let known = self.read(|registry| registry.find(&subject, &parsed, Shown::Live));
             if let Some(registered) = known.and_then(|found| new.is_answered_by(&found, purpose == Purpose::Import)) {
                 return Ok(registered);
             }
             // What is imported is taken as it is.
-            let parsed = match demand.last.as_ref().filter(|_| purpose != Purpose::Import && demand.strict) {
-                Some(last) => parsed.after(last),
-                None => parsed,
-            };
+            let parsed = if demand.strict && !completed { demand.completed(parsed) } else { parsed };
             if !demand.earlier.is_empty() {
                 let (compared, of) = (parsed.clone(), demand.clone());
                 let weight = weight(&new, &demand, true);
@@ -150,13 +153,24 @@ impl Inner {
         let demand = self.read(|registry| registry.demand(&subject, &new, normalize))?;
         let bare = new.references.as_ref().is_none_or(Vec::is_empty);
         let weight = weight(&new, &demand, false);
-        let parsed = self.work(weight, move |_, _| parse(&new, &Demand { strict: false, ..demand })).await?;
+        let look = move |_: &Cache, _: &Limits| {
+            let demand = Demand { strict: false, ..demand };
+            Ok((parse(&new, &demand)?, demand))
+        };
+        let (parsed, demand) = self.work(weight, look).await?;
         let (found, versions) = self.read(|registry| {
             let found = registry.find(&subject, &parsed, shown);
             (found, registry.versions(&subject, shown))
         });
         let versions = versions?;
         if let Some(found) = found {
+            return Ok(found);
+        }
+        // It may be one that was registered with more than it came with.
+        let completed = demand.completed(parsed.clone());
+        if completed.guid != parsed.guid
+            && let Some(found) = self.read(|registry| registry.find(&subject, &completed, shown))
+        {
             return Ok(found);
         }
         // With what it refers to put in, it may be one that refers.

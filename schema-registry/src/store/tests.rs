@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use super::*;
 use crate::error::Code;
 
@@ -104,11 +106,7 @@ async fn versions_that_race_are_all_compared_with_each_other() {
 async fn a_snapshot_replaces_the_log_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(open(folder.path()).await);
-    store
-        .set_config(None, serde_json::json!({"compatibility": "none"}).as_object().unwrap().clone())
-        .await
-        .unwrap()
-        .unwrap();
+    store.set_config(None, json!({"compatibility": "none"}).as_object().unwrap().clone()).await.unwrap().unwrap();
     let filler = "x".repeat(400_000);
     let fill = async |from: usize, upto: usize| {
         for i in from..upto {
@@ -181,5 +179,94 @@ async fn what_is_imported_keeps_its_numbers() {
     assert_eq!(refusal.code, Code::NotPermitted);
     assert_eq!(register(&store, "c", "\"long\"").await.unwrap().id, 101);
     assert_eq!(register(&store, "a", "\"long\"").await.unwrap(), Registered { id: 101, version: 8 });
+    store.close().await;
+}
+
+/// Metadata and rules of a subject's last version.
+fn said(store: &Store, name: &str) -> (Value, Value) {
+    let found = store.read(|registry| registry.version(&subject(name), Which::Latest, Shown::Live)).unwrap();
+    let json = |value: &Option<Box<Value>>| value.as_deref().cloned().unwrap_or_default();
+    (json(&found.content.metadata), json(&found.content.rule_set))
+}
+
+async fn configure(store: &Store, scope: Option<&str>, request: Value) {
+    let scope = scope.map(|scope| Subject::scope(scope).unwrap());
+    store.set_config(scope, request.as_object().unwrap().clone()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn schemas_are_registered_with_what_settings_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let at = |id, version| Registered { id, version };
+    let of = |properties: Value| json!({"properties": properties});
+    let rules =
+        |names: &[&str]| json!({"domainRules": names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()});
+    let with = |text: &str, metadata: Value| NewSchema { metadata: Some(metadata), ..NewSchema::avro(text) };
+    register(&store, "before", INT).await.unwrap();
+    configure(
+        &store,
+        None,
+        json!({"defaultMetadata": of(json!({"owner": "nobody", "kind": "raw"})), "overrideMetadata": of(json!({"team": "x"})),
+            "defaultRuleSet": rules(&["d"]), "overrideRuleSet": rules(&["o"])}),
+    )
+    .await;
+    // Whoever sends nothing, and again.
+    for _ in 0..2 {
+        assert_eq!(register(&store, "s", INT).await.unwrap(), at(2, 1));
+    }
+    let whole = of(json!({"owner": "nobody", "kind": "raw", "team": "x"}));
+    assert_eq!(said(&store, "s"), (whole.clone(), rules(&["d", "o"])));
+    // Own words stand between them; the version before has them too.
+    let own = with(INT, of(json!({"owner": "me", "team": "y"})));
+    for _ in 0..2 {
+        assert_eq!(store.register_new(subject("s"), own.clone(), false).await.unwrap(), at(3, 2));
+    }
+    let mine = of(json!({"owner": "me", "team": "x", "kind": "raw"}));
+    assert_eq!(said(&store, "s"), (mine.clone(), rules(&["d", "o"])));
+    assert_eq!(register(&store, "s", INT).await.unwrap(), at(3, 2));
+    let lookup =
+        async |new: NewSchema| store.lookup(subject("s"), new, false, Shown::Live).await.unwrap().version.version;
+    assert_eq!(lookup(own.clone()).await, 2, "as it was sent");
+    assert_eq!(lookup(with(INT, mine.clone())).await, 2, "as it is");
+    assert_eq!(lookup(NewSchema::avro(INT)).await, 2);
+    // A version that was there before it is another one; it is still found as what it is.
+    assert_eq!(register(&store, "before", INT).await.unwrap(), at(2, 2));
+    let bare = store.lookup(subject("before"), NewSchema::avro(INT), false, Shown::Live).await.unwrap();
+    assert_eq!(bare.version.version, 1);
+    // What a source has registered stays that, whatever settings say by now.
+    assert_eq!(store.register("own", INT).await.unwrap(), at(2, 1));
+    configure(&store, None, json!({"overrideMetadata": of(json!({"team": "z"})), "compatibility": "none"})).await;
+    assert_eq!(store.register("own", INT).await.unwrap(), at(2, 1));
+    assert_eq!(register(&store, "own", INT).await.unwrap(), at(4, 2));
+    assert_eq!(said(&store, "own").0["properties"]["team"], "z");
+    // The nearest settings, and no others: a subject's own that give nothing.
+    configure(&store, Some("s"), json!({"compatibility": "none"})).await;
+    assert_eq!(register(&store, "s", "\"long\"").await.unwrap(), at(5, 3));
+    assert_eq!(said(&store, "s"), (mine, rules(&["d", "o"])));
+    configure(&store, Some(":.c:"), json!({"defaultMetadata": of(json!({"context": "c"}))})).await;
+    assert_eq!(register(&store, ":.c:s", INT).await.unwrap(), at(1, 1));
+    assert_eq!(said(&store, ":.c:s"), (of(json!({"context": "c"})), Value::Null));
+    // What is imported is as it was elsewhere.
+    let new = NewSchema { id: Some(90), version: Some(1), ..NewSchema::avro(INT) };
+    store.import(subject("imported"), new).await.unwrap();
+    assert_eq!(said(&store, "imported"), (Value::Null, Value::Null));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn versions_are_compared_within_the_group_that_settings_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let group = |name: &str| json!({"properties": {"major": name}});
+    configure(&store, None, json!({"compatibilityGroup": "major", "overrideMetadata": group("1")})).await;
+    register(&store, "s", INT).await.unwrap();
+    let compare = async || store.compare(subject("s"), None, NewSchema::avro("\"string\""), false).await.unwrap();
+    let Err(Error::Refused(refusal)) = register(&store, "s", "\"string\"").await else { panic!("of one group") };
+    assert_eq!(refusal.code, Code::Incompatible);
+    assert!(!compare().await.messages.is_empty());
+    configure(&store, None, json!({"overrideMetadata": group("2")})).await;
+    assert!(compare().await.messages.is_empty());
+    assert_eq!(register(&store, "s", "\"string\"").await.unwrap().version, 2);
     store.close().await;
 }
