@@ -296,6 +296,23 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
             "metadata": {"properties": {"owner": "me", "level": "1"}}, "ruleSet": {"domainRules": [{"name": "q"}]},
             "schema": format!(r#"{},"confluent:tags":["T"]}}"#, one.strip_suffix('}').unwrap())}),
             ),
+            // The last rule goes, and does not come back with the version before.
+            (
+                "POST",
+                "/subjects/s/versions/latest/tags",
+                json!({"rulesToRemove": ["q"]}).to_string(),
+                200,
+                json!({"id": 5, "version": 5}),
+            ),
+            (
+                "GET",
+                "/subjects/s/versions/5",
+                String::new(),
+                200,
+                json!({"subject": "s", "version": 5, "id": 5,
+            "metadata": {"properties": {"owner": "me", "level": "1"}}, "ruleSet": {"domainRules": []},
+            "schema": format!(r#"{},"confluent:tags":["T"]}}"#, one.strip_suffix('}').unwrap())}),
+            ),
             (
                 "POST",
                 "/subjects/s/versions/latest/tags",
@@ -329,19 +346,19 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
         "overrideRuleSet": {"domainRules": [{"name": "r", "doc": "always"}]}});
     let given = json!({"properties": {"owner": "me", "level": "0", "team": "x"}, "sensitive": ["team"]});
     let rules = json!({"domainRules": [{"name": "d"}, {"name": "r", "doc": "always"}]});
-    let of = |version: u32, metadata: &Value, rules: &Value| json!({"subject": "g", "version": version, "id": 4 + version, "metadata": metadata, "ruleSet": rules, "schema": one});
+    let of = |version: u32, metadata: &Value, rules: &Value| json!({"subject": "g", "version": version, "id": 5 + version, "metadata": metadata, "ruleSet": rules, "schema": one});
     table(
         port,
         &[
             ("PUT", "/config/g", settings.to_string(), 200, settings.clone()),
-            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 5, "version": 1})),
-            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 5, "version": 1})),
-            ("POST", "/subjects/g/versions", body(&one), 200, json!({"id": 5, "version": 1})),
+            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 6, "version": 1})),
+            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 6, "version": 1})),
+            ("POST", "/subjects/g/versions", body(&one), 200, json!({"id": 6, "version": 1})),
             ("GET", "/subjects/g/versions/1", String::new(), 200, of(1, &given, &rules)),
             ("POST", "/subjects/g", said.to_string(), 200, of(1, &given, &rules)),
             ("PUT", "/config/g", json!({"overrideMetadata": null}).to_string(), 200, json!({})),
-            ("POST", "/subjects/g/versions", body(&one), 200, json!({"id": 5, "version": 1})),
-            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 6, "version": 2})),
+            ("POST", "/subjects/g/versions", body(&one), 200, json!({"id": 6, "version": 1})),
+            ("POST", "/subjects/g/versions", said.to_string(), 200, json!({"id": 7, "version": 2})),
             (
                 "GET",
                 "/subjects/g/versions/2",

@@ -8,11 +8,10 @@ use serde_json::{Map, Value, json};
 
 use crate::content::{Content, NewSchema};
 use crate::error::{Code, Refusal};
+use crate::merge;
 
 /// Where tags stand in a schema: on a record or a field.
 const TAGS: &str = "confluent:tags";
-/// Lists of rules in a rule set.
-const RULES: [&str; 3] = ["migrationRules", "domainRules", "encodingRules"];
 /// Types inside of types, at most.
 const DEEPEST: usize = 256;
 
@@ -67,11 +66,14 @@ impl Changes {
                 return Err(invalid(format!("the schema has no {entity_type} {entity_path:?}")));
             }
         }
-        let metadata = match (content.metadata.as_deref(), self.metadata) {
-            (before, None) => before.cloned(),
-            (before, Some(more)) => Some(merged(before, more)),
-        };
-        let rule_set = rules(content.rule_set.as_deref(), &self.rules_to_remove, self.rules_to_merge);
+        let metadata = merge::metadata(content.metadata.as_deref(), self.metadata.map(Value::Object).as_ref());
+        let more = self.rules_to_merge.map(Value::Object);
+        let mut rule_set = merge::rule_set(content.rule_set.as_deref(), more.as_ref());
+        // One without rules stays one: without any, it would be the last version's.
+        for rules in rule_set.iter_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut) {
+            let gone = |rule: &Value| self.rules_to_remove.iter().any(|name| rule["name"] == **name);
+            rules.as_array_mut().into_iter().for_each(|rules| rules.retain(|rule| !gone(rule)));
+        }
         Ok(NewSchema {
             schema: Some(schema.to_string()),
             references: (!content.references.is_empty()).then(|| content.references.to_vec()),
@@ -126,37 +128,6 @@ fn tag(node: &mut Map<String, Value>, tags: &[String], add: bool) {
         let _ = if add { all.insert(tag.clone()) } else { all.remove(tag) };
     }
     if all.is_empty() { drop(node.shift_remove(TAGS)) } else { drop(node.insert(TAGS.into(), json!(all))) }
-}
-
-/// Members of objects one by one, the later counts; all else whole.
-fn merged(before: Option<&Value>, more: Map<String, Value>) -> Value {
-    let mut all = before.and_then(Value::as_object).cloned().unwrap_or_default();
-    for (name, value) in more {
-        match (all.get_mut(&name), value) {
-            (Some(Value::Object(there)), Value::Object(value)) => there.extend(value),
-            (_, value) => drop(all.insert(name, value)),
-        }
-    }
-    Value::Object(all)
-}
-
-/// Rules are known by their names.
-fn rules(before: Option<&Value>, gone: &[String], more: Option<Map<String, Value>>) -> Option<Value> {
-    let mut all = before.and_then(Value::as_object).cloned().unwrap_or_default();
-    let more = more.unwrap_or_default();
-    for list in RULES {
-        let name = |rule: &Value| rule["name"].as_str().unwrap_or_default().to_owned();
-        let mut rules = all.get(list).and_then(Value::as_array).cloned().unwrap_or_default();
-        rules.retain(|rule| !gone.contains(&name(rule)));
-        for rule in more.get(list).and_then(Value::as_array).into_iter().flatten() {
-            match rules.iter_mut().find(|there| name(there) == name(rule)) {
-                Some(there) => *there = rule.clone(),
-                None => rules.push(rule.clone()),
-            }
-        }
-        if rules.is_empty() { drop(all.shift_remove(list)) } else { drop(all.insert(list.into(), rules.into())) }
-    }
-    (!all.is_empty()).then_some(Value::Object(all))
 }
 
 fn invalid(why: String) -> Refusal {
