@@ -243,7 +243,7 @@ async fn a_table_with_a_name_or_a_column_that_files_cannot_have_waits_apart() {
         .unwrap();
     let mut daemon = Daemon::new(&folder, &[source(&postgres), lake("lake", &at, "")].concat());
     daemon.catch_up();
-    // Encoded, the name has 379 bytes, and a folder's no more than 255.
+    // Encoded, the name has 378 bytes, and a folder's no more than 255.
     let long = "ж".repeat(31);
     client
         .batch_execute(&format!(
@@ -254,6 +254,19 @@ async fn a_table_with_a_name_or_a_column_that_files_cannot_have_waits_apart() {
         ))
         .await
         .unwrap();
+    // `check` has them before they are refused.
+    let (code, told, _) = daemon.run(&["check", "--json"]);
+    let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let refused: Vec<_> = told.iter().filter(|told| told["finding"]["severity"] == "error").collect();
+    assert_eq!((code, refused.len()), (3, 2), "{refused:#?}");
+    for (refused, (what, remedy)) in
+        refused.iter().zip([("column \"_hw_op\" of shop.public.b", "meta_prefix"), ("378 bytes", "rename the table")])
+    {
+        let finding = |member: &str| refused["finding"][member].as_str().unwrap_or_default();
+        assert_eq!(refused["of"], "sink lake");
+        assert!(finding("what").contains(what) && finding("remedy").contains(remedy), "{refused:#}");
+        assert!(finding("why").contains("would wait apart"), "{refused:#}");
+    }
     daemon.start(&["run"], None);
     insert(&postgres, 1..10).await;
     holds(&local(&at), "shop.public.a", 0..10).await;

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use config::{Config, Source};
+use connector::Table;
 use connector_postgres::{Finding, Severity};
 use serde_json::json;
 
@@ -18,16 +19,18 @@ pub(crate) async fn run(config: Config, as_json: bool, only_sql: bool) -> Exit {
         let Source::Postgres(source) = source;
         let findings = connector_postgres::check(source, &status::standing(&config, name)).await;
         all.extend(findings.into_iter().map(|finding| (format!("source {name}"), finding)));
-        all.extend(contracts(&config, source).await.into_iter().map(|finding| (format!("source {name}"), finding)));
+        // What hinders this has just been told.
+        let tables = connector_postgres::shapes(source).await.unwrap_or_default();
+        let unfitting = contracts(&config, source, &tables);
+        all.extend(unfitting.into_iter().map(|finding| (format!("source {name}"), finding)));
         let held = held::from_files(&config, name).unwrap_or_default();
         all.extend(held.iter().map(|held| (format!("source {name}"), finding(held))));
-        // What hinders this has just been told.
-        captured.insert(name, connector_postgres::captured(source).await.unwrap_or_default());
+        captured.insert(name, tables);
     }
     for (name, sink) in &config.sinks {
         let given = sink.from.iter().filter_map(|source| captured.get(source)).flatten();
-        let wanted = given.filter(|(schema, table)| sink.tables.matches(&format!("{schema}.{table}")));
-        let tables: Vec<(String, String)> = wanted.cloned().collect();
+        let wanted = given.filter(|table| sink.tables.matches(&format!("{}.{}", table.schema, table.name)));
+        let tables: Vec<Table> = wanted.cloned().collect();
         let findings = sinks::check(sink, &tables).await;
         all.extend(findings.into_iter().map(|finding| (format!("sink {name}"), finding)));
     }
@@ -80,13 +83,8 @@ fn sql(all: &[(String, Finding)]) {
 }
 
 /// Rules that do not fit their tables.
-async fn contracts(config: &Config, source: &config::Postgres) -> Vec<Finding> {
+fn contracts(config: &Config, source: &config::Postgres, tables: &[Table]) -> Vec<Finding> {
     let contracts = quarantine::rules(config, source).contracts;
-    if contracts.is_empty() {
-        return Vec::new();
-    }
-    // What hinders this is told by the other checks.
-    let tables = connector_postgres::shapes(source).await.unwrap_or_default();
     let unfitting = tables.iter().flat_map(|table| contracts.unfitting(table));
     unfitting
         .map(|rule| {

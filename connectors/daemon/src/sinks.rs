@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use config::{Destination, Sink as Config};
-use connector::{Checkpoint, Error, Mark, Moved, Opened, Result, Run, Shape, Sink, Step};
+use connector::{Checkpoint, Error, Mark, Moved, Opened, Result, Run, Shape, Sink, Step, Table};
 use connector_object_store::{ObjectStoreSink, Uploaded};
 use connector_postgres::{Finding, Severity};
 use connector_postgres_sink::{Merged, PostgresSink};
@@ -26,14 +26,20 @@ pub(crate) fn open(name: &str, source: &str, config: &Config, staging: PathBuf) 
 }
 
 /// Whether it would work; `tables` are what it would be given.
-pub(crate) async fn check(config: &Config, tables: &[(String, String)]) -> Vec<Finding> {
+pub(crate) async fn check(config: &Config, tables: &[Table]) -> Vec<Finding> {
     match &config.destination {
-        Destination::ObjectStore(store) => vec![match ObjectStoreSink::check(store).await {
-            Ok(what) => Finding::ok(what),
-            Err(error) => Finding::failed(&error),
-        }],
+        Destination::ObjectStore(store) => {
+            let found = match ObjectStoreSink::check(store).await {
+                Ok(what) => Finding::ok(what),
+                Err(error) => Finding::failed(&error),
+            };
+            let why = "the table would wait apart, and the others go on without it";
+            let refused = connector_object_store::refused(store, tables).into_iter();
+            std::iter::once(found).chain(refused.map(|error| Finding::failed(&error).why(why))).collect()
+        }
         Destination::Postgres(warehouse) => {
-            let found = connector_postgres_sink::check(warehouse, tables).await.into_iter();
+            let tables: Vec<_> = tables.iter().map(|table| (table.schema.clone(), table.name.clone())).collect();
+            let found = connector_postgres_sink::check(warehouse, &tables).await.into_iter();
             let severity = |fails| if fails { Severity::Error } else { Severity::Ok };
             found
                 .map(|f| Finding { severity: severity(f.fails), what: f.what, why: None, sql: f.sql, remedy: f.remedy })

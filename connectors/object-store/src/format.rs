@@ -1,7 +1,7 @@
 //! How a step's files are formed: announced with it, and kept to.
 
 use config::{Compression, FileFormat, PartitionBy};
-use connector::Table;
+use connector::{Error, Table};
 use serde::{Deserialize, Serialize};
 
 /// What a file is, whatever it holds.
@@ -94,10 +94,14 @@ impl Form {
         }
     }
 
-    /// The column of a table that would stand beside one of ours of the same name.
-    pub(crate) fn taken<'a>(&self, table: &'a Table) -> Option<&'a str> {
+    /// Why a table cannot be delivered: a column that would stand beside one of
+    /// ours of the same name.
+    pub(crate) fn refusal(&self, table: &Table) -> Option<Error> {
         let ours = |name: &str| name.strip_prefix(&self.meta_prefix).is_some_and(|name| OURS.contains(&name));
-        table.columns.iter().map(|column| column.name.as_str()).find(|name| ours(name))
+        let column = table.columns.iter().map(|column| &column.name).find(|name| ours(name))?;
+        let stream = table.stream();
+        let refused = Error::halt(format!("column {column:?} of {stream} has the name of one of ours"));
+        Some(refused.hint("set another `meta_prefix` of the sink").of_stream(&stream))
     }
 
     pub(crate) fn codec(&self) -> Codec {

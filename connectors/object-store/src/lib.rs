@@ -17,6 +17,7 @@
 
 mod avro_file;
 mod avro_schema;
+mod check;
 mod columns;
 mod compared;
 mod error;
@@ -43,6 +44,7 @@ mod upload;
 mod values;
 mod writer;
 
+pub use check::refused;
 pub use compared::Files;
 pub use format::{Codec, Form, Format, Partition};
 pub use rewind::Reach;

@@ -39,6 +39,12 @@ impl Places {
         Some(Self { name: format!("{}=", stream_part(&name)), by, scratch: Vec::new() })
     }
 
+    /// Bytes of the shortest folder: a column's value may be empty.
+    pub(crate) fn shortest(&self) -> usize {
+        let day = if let By::CommitDate = self.by { "2000-01-01" } else { "" };
+        self.name.len() + day.len()
+    }
+
     /// A change's folder, appended.
     pub(crate) fn change(
         &mut self,

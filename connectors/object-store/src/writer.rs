@@ -75,11 +75,8 @@ impl Writer {
         sync: [u8; 16],
         press: &Press,
     ) -> Result<Self> {
-        if let Some(column) = form.taken(&shape.table) {
-            let stream = shape.table.stream();
-            return Err(Error::halt(format!("column {column:?} of {stream} has the name of one of ours"))
-                .hint("set another `meta_prefix` of the sink")
-                .of_stream(&stream));
+        if let Some(refusal) = form.refusal(&shape.table) {
+            return Err(refusal);
         }
         let file = place.path.clone();
         let writer: Box<dyn FileWriter> = match form.format {

@@ -87,15 +87,7 @@ impl Finding {
     }
 }
 
-/// Schema and name of each table that a configuration captures: what a sink
-/// will be given.
-pub async fn captured(config: &Postgres) -> connector::Result<Vec<(String, String)>> {
-    let client = Servers::of(config)?.connect().await?.1;
-    let tables = matching(&client, config).await?;
-    Ok(tables.into_iter().map(|table| (table.schema, table.name)).collect())
-}
-
-/// The shapes that tables would be captured in now.
+/// The shapes that tables would be captured in now: what a sink will be given.
 pub async fn shapes(config: &Postgres) -> connector::Result<Vec<Table>> {
     let client = Servers::of(config)?.connect().await?.1;
     let types = Types::read(&client).await?;

@@ -50,7 +50,7 @@ mod target;
 mod tls;
 mod unfit;
 
-pub use check::{Finding, Severity, Standing, captured, check, shapes};
+pub use check::{Finding, Severity, Standing, check, shapes};
 pub use compared::{ComparedTable, compared, connect};
 pub use error::{ServerError, WireError};
 pub use lsn::{Lsn, NotAnLsn};

@@ -63,7 +63,7 @@ impl Contracts {
     }
 
     /// Whether the configuration has none.
-    pub fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         !self.any
     }
 
