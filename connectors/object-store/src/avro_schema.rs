@@ -3,6 +3,7 @@
 use connector::{Shape, avro_name};
 use serde_json::{Value, json};
 
+use crate::format::OURS;
 use crate::meta::has_before;
 
 /// `blank`: columns of the key may be null too.
@@ -22,17 +23,18 @@ pub(crate) fn event_schema(shape: &Shape, prefix: &str, before: bool, blank: boo
         }
         more.push(field);
     };
-    add("op", "string".into());
-    add("offset", "long".into());
-    add("ordinal", "long".into());
-    add("position", "string".into());
-    add("tx", json!(["null", "string"]));
-    add("commit_time", json!({"type": "long", "logicalType": "timestamp-micros"}));
-    add("absent", json!(["null", {"type": "array", "items": "string"}]));
+    let [op, offset, ordinal, position, tx, commit_time, absent, old_key, old_row] = OURS;
+    add(op, "string".into());
+    add(offset, "long".into());
+    add(ordinal, "long".into());
+    add(position, "string".into());
+    add(tx, json!(["null", "string"]));
+    add(commit_time, json!({"type": "long", "logicalType": "timestamp-micros"}));
+    add(absent, json!(["null", {"type": "array", "items": "string"}]));
     if let Some(key) = &shape.key {
         let mut key: Value = serde_json::from_str(key)?;
         drop_namespace(&mut key);
-        add("old_key", json!(["null", key]));
+        add(old_key, json!(["null", key]));
     }
     if has_before(&shape.table, before) {
         old["name"] = "Before".into();
@@ -41,7 +43,7 @@ pub(crate) fn event_schema(shape: &Shape, prefix: &str, before: bool, blank: boo
         if let Some(fields) = old["fields"].as_array_mut() {
             fields.iter_mut().for_each(|field| refer(&mut field["type"]));
         }
-        add("before", json!(["null", old]));
+        add(old_row, json!(["null", old]));
     }
     schema["name"] = "Event".into();
     let fields = schema["fields"].as_array_mut().ok_or_else(|| serde::de::Error::custom("it has no fields"))?;
@@ -112,8 +114,8 @@ mod tests {
             let fields = schema["fields"].as_array().unwrap();
             assert_eq!(fields[0]["type"].is_array(), blank, "only a blank row has no key");
             let names: Vec<_> = fields[4..].iter().map(|field| field["name"].as_str().unwrap()).collect();
-            assert_eq!(names[..2], ["_hw_op", "_hw_offset"]);
-            assert_eq!(names.contains(&"_hw_before"), before);
+            let ours = OURS.map(|name| format!("_hw_{name}"));
+            assert_eq!(names, ours[..ours.len() - usize::from(!before)], "`before` is the last");
         }
     }
 }

@@ -109,8 +109,10 @@ impl Form {
     }
 }
 
-/// Our own columns, behind the prefix.
-const OURS: [&str; 9] = ["op", "offset", "ordinal", "position", "tx", "commit_time", "absent", "old_key", "before"];
+/// Our own columns, behind the prefix, in their order. Whoever writes or reads
+/// one takes its name from here.
+pub(crate) const OURS: [&str; 9] =
+    ["op", "offset", "ordinal", "position", "tx", "commit_time", "absent", "old_key", "before"];
 
 /// First and end offset of a data file of any format, by its name.
 pub(crate) fn offsets(name: &str) -> Option<(u64, u64)> {

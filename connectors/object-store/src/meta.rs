@@ -8,6 +8,7 @@ use std::sync::Arc;
 use storage::Offset;
 
 use crate::columns::{Column, field, finish_texts};
+use crate::format::OURS;
 
 /// Their builders.
 pub(crate) struct Meta {
@@ -41,26 +42,25 @@ impl Meta {
 
     /// Their fields.
     pub(crate) fn fields(table: &Table, prefix: &str, before: bool) -> Vec<Field> {
-        let named = |name: &str, ty: &Type| field(&format!("{prefix}{name}"), ty);
+        let [op, offset, ordinal, position, tx, commit_time, absent, old_key, old_row] =
+            OURS.map(|name| format!("{prefix}{name}"));
         let texts = Type::Array(Box::new(Type::String));
         let mut fields = vec![
-            named("op", &Type::String),
-            named("offset", &Type::Long),
-            named("ordinal", &Type::Long),
-            named("position", &Type::String),
-            named("tx", &Type::String),
-            named("commit_time", &Type::Timestamp),
-            named("absent", &texts),
+            field(&op, &Type::String),
+            field(&offset, &Type::Long),
+            field(&ordinal, &Type::Long),
+            field(&position, &Type::String),
+            field(&tx, &Type::String),
+            field(&commit_time, &Type::Timestamp),
+            field(&absent, &texts),
         ];
-        let structure = |name: &str, fields: Vec<Field>| {
-            Field::new(format!("{prefix}{name}"), DataType::Struct(fields.into()), true)
-        };
+        let structure = |name: String, fields: Vec<Field>| Field::new(name, DataType::Struct(fields.into()), true);
         if !table.key.is_empty() {
             let keyed = table.key.iter().map(|&i| field(&table.columns[i].name, &table.columns[i].ty));
-            fields.push(structure("old_key", keyed.collect()));
+            fields.push(structure(old_key, keyed.collect()));
         }
         if has_struct(table, before) {
-            fields.push(structure("before", table.columns.iter().map(|c| field(&c.name, &c.ty)).collect()));
+            fields.push(structure(old_row, table.columns.iter().map(|c| field(&c.name, &c.ty)).collect()));
         }
         fields
     }

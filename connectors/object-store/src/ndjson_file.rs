@@ -8,7 +8,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use storage::Offset;
 
-use crate::format::{Codec, Form};
+use crate::format::{Codec, Form, OURS};
 use crate::json_text::{put_integer, put_text, put_timestamp, put_value};
 use crate::meta::has_before;
 use crate::out::{Out, Place};
@@ -68,23 +68,14 @@ impl NdjsonFile {
             label.push(b':');
             label
         };
-        let own = |name: &str| label(&format!("{}{name}", form.meta_prefix));
+        let [op, offset, ordinal, position, tx, commit_time, absent, old_key, before] =
+            OURS.map(|name| label(&format!("{}{name}", form.meta_prefix)));
         let table = &shape.table;
         Self {
             before: has_before(table, form.before),
             in_key: (0..table.columns.len()).map(|i| table.in_key(i)).collect(),
             names: table.columns.iter().map(|column| label(&column.name)).collect(),
-            ours: Ours {
-                op: own("op"),
-                offset: own("offset"),
-                ordinal: own("ordinal"),
-                position: own("position"),
-                tx: own("tx"),
-                commit_time: own("commit_time"),
-                absent: own("absent"),
-                old_key: own("old_key"),
-                before: own("before"),
-            },
+            ours: Ours { op, offset, ordinal, position, tx, commit_time, absent, old_key, before },
             run: None,
             of_run: Vec::new(),
             lines: Vec::new(),

@@ -8,6 +8,7 @@ use arrow_array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray};
 use connector::Table;
 
 use crate::event::{Act, Event, Unread, places};
+use crate::format::OURS;
 use crate::values;
 
 /// The events of batches.
@@ -38,8 +39,9 @@ impl<I> Batches<I> {
     fn begin(&self, batch: &RecordBatch) -> Result<Rows, Unread> {
         let own = |name: &str| batch.column_by_name(&format!("{}{name}", self.prefix)).cloned();
         let lacks = |name: &str| Unread::lacks(&self.prefix, name);
-        let act = own("op").and_then(|op| op.as_string_opt::<i32>().cloned()).ok_or_else(|| lacks("op"))?;
-        let offset = own("offset").and_then(|offset| offset.as_primitive_opt::<Int64Type>().cloned());
+        let [op, offset, .., absent, old_key, before] = OURS;
+        let act = own(op).and_then(|op| op.as_string_opt::<i32>().cloned()).ok_or_else(|| lacks(op))?;
+        let offsets = own(offset).and_then(|offset| offset.as_primitive_opt::<Int64Type>().cloned());
         let columns: Vec<Option<ArrayRef>> =
             self.table.columns.iter().map(|column| batch.column_by_name(&column.name).cloned()).collect();
         let schema = batch.schema();
@@ -52,10 +54,10 @@ impl<I> Batches<I> {
         Ok(Rows {
             next: 0,
             act,
-            offset: offset.ok_or_else(|| lacks("offset"))?,
-            absent: own("absent"),
-            old_key: own("old_key"),
-            before: own("before"),
+            offset: offsets.ok_or_else(|| lacks(offset))?,
+            absent: own(absent),
+            old_key: own(old_key),
+            before: own(before),
             columns,
         })
     }

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use super::json_value::{hash, text};
 use crate::event::{Act, Event, Unread, places};
+use crate::format::OURS;
 use crate::values;
 
 /// Of a line.
@@ -67,11 +68,12 @@ impl Lines {
             }
         }
         let lacks = |name: &str| Unread::lacks(&self.prefix, name);
-        let name: Name<'_> = of(own.get("op").ok_or_else(|| lacks("op"))?)?;
+        let [op, at, .., absent, old_key, before] = OURS;
+        let name: Name<'_> = of(own.get(op).ok_or_else(|| lacks(op))?)?;
         let act = Act::named(&name.0).ok_or_else(|| Unread::Broken(format!("an event of it is a {:?}", name.0)))?;
-        let offset = own.get("offset").and_then(|offset| offset.get().parse().ok());
+        let offset = own.get(at).and_then(|offset| offset.get().parse().ok());
         let there = |name: &str| own.get(name).copied().filter(|value| value.get() != "null");
-        let absent: Vec<Name<'_>> = there("absent").map(of).transpose()?.unwrap_or_default();
+        let absent: Vec<Name<'_>> = there(absent).map(of).transpose()?.unwrap_or_default();
         let absent = places(table, absent.iter().map(|name| &*name.0));
         if strange && act.has_row() && (0..columns.len()).any(|i| columns[i].is_none() && !absent.contains(&i)) {
             return Err(Unread::renamed());
@@ -88,12 +90,12 @@ impl Lines {
         };
         Ok(Event {
             act,
-            offset: offset.ok_or_else(|| lacks("offset"))?,
+            offset: offset.ok_or_else(|| lacks(at))?,
             key: key(&columns),
             hashes: hashes(&columns),
             absent,
-            old_key: there("old_key").map(|old| Ok(key(&self.structure(old)?))).transpose()?,
-            before: there("before").map(|before| Ok(hashes(&self.structure(before)?))).transpose()?,
+            old_key: there(old_key).map(|old| Ok(key(&self.structure(old)?))).transpose()?,
+            before: there(before).map(|before| Ok(hashes(&self.structure(before)?))).transpose()?,
         })
     }
 
