@@ -46,8 +46,12 @@ fn shortest(stream: &str, table: &Table, form: &Form) -> usize {
 #[cfg(test)]
 mod tests {
     use connector::{Column, Type};
+    use object_store::local::LocalFileSystem;
+    use storage::LogId;
 
     use super::*;
+    use crate::error::of_table;
+    use crate::manifest::claim;
 
     fn refusals(url: &str, more: &str, schema: &str, columns: &[&str]) -> Vec<String> {
         let text = format!(
@@ -106,5 +110,18 @@ mod tests {
         let fits = fits - "_hw_commit_date=2024-02-29/".len();
         assert_eq!((key(fits, day), key(fits + 1, day)), (0, 1));
         assert!(refusals("az://c", "", &"ж".repeat(150), &["id"]).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_folder_of_this_machine_takes_as_long_a_name_as_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalFileSystem::new_with_prefix(folder.path()).unwrap();
+        let claim = async |bytes| {
+            let stream = "x".repeat(bytes);
+            claim(&store, &stream, LogId([7; 16]), "lake/shop").await.map_err(|error| of_table(error, &stream))
+        };
+        claim(NAME - BEHIND).await.unwrap();
+        let error = claim(NAME - BEHIND + 1).await.unwrap_err();
+        assert!(error.stream().is_some(), "{}", error.chain());
     }
 }
