@@ -177,18 +177,18 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
         let backlog = workload::many(&bench.server, tables, 5_000)?;
         figures.push(drained(bench, &backlog, ("W6", "many tables in turn, against pg_recvlogical", 1.0))?);
     }
-    if wants(&["T1", "T1'", "T4", "T7", "T10", "T10i", "T11", "T11a", "T11j", "T12", "T12h", "T13", "W8"]) {
+    if wants(&["T1", "T1'", "T4", "T7", "T10", "T10i", "T11", "T11a", "T11z", "T11j", "T12", "T12h", "T13", "W8"]) {
         eprintln!("W1: {rows} rows, 1,000 a transaction");
         let bulk = workload::bulk(&bench.server, rows)?;
         if wants(&["T10", "T10i"]) {
             figures.extend(encode::encode(bench, &bulk)?);
         }
-        if wants(&["T1", "T1'", "T4", "T11", "T11a", "T11j", "T12", "T12h", "T13"]) {
+        if wants(&["T1", "T1'", "T4", "T11", "T11a", "T11z", "T11j", "T12", "T12h", "T13"]) {
             let (drains, daemon) = drain::drain(bench, &bulk)?;
             figures.push(drains.ratio("T1", "bulk to the durable log over TCP, against pg_recvlogical", 0, 1.15));
             figures.push(drains.ratio("T1'", "the same, against our own null drain", 1, 0.92));
             figures.push(drains.cpu("T4", "CPU of the daemon, bulk, no sinks", 1.3));
-            if wants(&["T11", "T11a", "T11j", "T13"]) {
+            if wants(&["T11", "T11a", "T11z", "T11j", "T13"]) {
                 figures.extend(land::land(bench, &bulk, &daemon)?);
             }
             for (id, mode) in [("T12", Mode::Mirror), ("T12h", Mode::History)] {

@@ -8,6 +8,7 @@
 //!   its name: not even a pattern like `*.ndjson*` sees it before. Where the
 //!   staging folder is in the same file system, it is the staged file itself.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path as FilePath, PathBuf};
 
 use connector::{Error, Result, fault};
@@ -208,12 +209,11 @@ impl Uploads {
 }
 
 /// Gives a file another name, and makes it durable; false if that lies elsewhere,
-/// or a file has but one name here.
+/// if a file has but one name here, or would have other rights if it was made there.
 fn link(from: &FilePath, to: &FilePath) -> std::io::Result<bool> {
-    if let Some(folder) = to.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    if std::fs::hard_link(from, to).is_err() {
+    let folder = to.parent().unwrap_or(FilePath::new("."));
+    std::fs::create_dir_all(folder)?;
+    if gives_rights(folder, from)? || std::fs::hard_link(from, to).is_err() {
         return Ok(false);
     }
     let file = std::fs::File::open(to)?;
@@ -223,6 +223,15 @@ fn link(from: &FilePath, to: &FilePath) -> std::io::Result<bool> {
     // nobody waits for it.
     tokio::task::spawn_blocking(move || rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed));
     Ok(true)
+}
+
+/// Whether a folder gives what is made in it another group than a file has, or an
+/// access list: readers may count on it.
+fn gives_rights(folder: &FilePath, file: &FilePath) -> std::io::Result<bool> {
+    const SETGID: u32 = 0o2000;
+    let of = folder.metadata()?;
+    let has_list = rustix::fs::getxattr(folder, "system.posix_acl_default", &mut [0u8; 0][..]).is_ok();
+    Ok(has_list || (of.mode() & SETGID != 0 && of.gid() != file.metadata()?.gid()))
 }
 
 async fn in_parts(store: &Store, path: &Path, file: &mut Parts<'_>, part_bytes: usize) -> Result<()> {
@@ -281,6 +290,32 @@ fn sweep(folder: &FilePath, ours: impl Fn(&str) -> bool) {
             && ours(name)
         {
             let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_linked_where_it_would_be_made_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let (staged, lake) = (folder.path().join("staged"), folder.path().join("lake"));
+        std::fs::write(&staged, "rows").unwrap();
+        let to = lake.join("one");
+        assert!(link(&staged, &to).unwrap());
+        assert_eq!((to.metadata().unwrap().nlink(), std::fs::read(&to).unwrap()), (2, b"rows".to_vec()));
+        assert!(!link(&staged, &to).unwrap(), "what is there stays");
+        std::fs::set_permissions(&lake, PermissionsExt::from_mode(0o2775)).unwrap();
+        assert!(link(&staged, &lake.join("two")).unwrap(), "the group is the same");
+        // Only root can give a folder to any group.
+        if chown(&lake, None, Some(54_321)).is_ok() {
+            std::fs::set_permissions(&lake, PermissionsExt::from_mode(0o2775)).unwrap();
+            assert!(!link(&staged, &lake.join("three")).unwrap());
+            assert!(!lake.join("three").exists());
         }
     }
 }
