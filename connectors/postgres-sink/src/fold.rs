@@ -54,6 +54,8 @@ pub(crate) struct Fold {
     pub(crate) refused: Option<&'static str>,
     /// Bytes of rows in bags.
     bagged: usize,
+    /// Changes taken.
+    turn: u32,
     scratch: Scratch,
 }
 
@@ -78,6 +80,7 @@ impl Fold {
             read: IndexMap::new(),
             refused: None,
             bagged: 0,
+            turn: 0,
             scratch: Scratch::default(),
         }
     }
@@ -96,6 +99,16 @@ impl Fold {
     /// Keys that something happened to.
     pub(crate) fn keys(&self) -> usize {
         self.news.len() + self.images.len()
+    }
+
+    /// All of them in the order in which they were met, which is one that the
+    /// source's own constraints bore; for few.
+    pub(crate) fn in_turn(&self) -> Vec<(&[u8], &Image, &[u8])> {
+        static WHOLE: Image = Image::Whole;
+        let news = self.news.turns().map(|(turn, (key, _, row))| (turn, (key, &WHOLE, row)));
+        let mut all: Vec<_> = self.images.turns().chain(news).collect();
+        all.sort_by_key(|(turn, _)| *turn);
+        all.into_iter().map(|(_, one)| one).collect()
     }
 
     /// Whether it changes nothing.
@@ -135,6 +148,7 @@ impl Fold {
         if !self.plan.has_key() {
             return self.counted(change);
         }
+        self.turn = self.turn.saturating_add(1);
         let mut scratch = std::mem::take(&mut self.scratch);
         let taken = self.keyed(change, &mut scratch);
         self.scratch = scratch;
@@ -172,12 +186,12 @@ impl Fold {
                     _ => None,
                 };
                 match came {
-                    Some(came) => self.news.put(key, came, row),
+                    Some(came) => self.news.put(key, came, row, self.turn),
                     None => {
                         if there.is_some() {
                             self.news.remove(key);
                         }
-                        self.images.put(key, image, row);
+                        self.images.put(key, image, row, self.turn);
                     }
                 }
             }
@@ -190,7 +204,7 @@ impl Fold {
     /// warehouse need not hear.
     fn take_away(&mut self, key: &[u8]) {
         if self.news.remove(key) != Some(Came::Inserted) {
-            self.images.put(key, Image::Gone, &[]);
+            self.images.put(key, Image::Gone, &[], self.turn);
         }
     }
 

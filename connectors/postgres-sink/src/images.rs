@@ -9,13 +9,21 @@ use crate::room::make_room;
 /// By the key's fields; `T` says what its row is.
 #[derive(Debug)]
 pub(crate) struct Images<T> {
-    by_key: IndexMap<Box<[u8]>, (T, Range<usize>)>,
+    by_key: IndexMap<Box<[u8]>, Entry<T>>,
     /// Of every image, and what was replaced since it was last closed up.
     rows: Vec<u8>,
     /// Bytes of what was replaced.
     dead: usize,
     /// Bytes of keys.
     keys: usize,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    image: T,
+    row: Range<usize>,
+    /// When its key was met first.
+    turn: u32,
 }
 
 /// Memory of one beside its key and row, near enough.
@@ -49,7 +57,7 @@ impl<T> Images<T> {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<(&T, &[u8])> {
-        self.by_key.get(key).map(|(image, row)| (image, &self.rows[row.clone()]))
+        self.by_key.get(key).map(|entry| (&entry.image, self.row(entry)))
     }
 
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
@@ -58,7 +66,16 @@ impl<T> Images<T> {
 
     /// Key, image and row of each.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &T, &[u8])> {
-        self.by_key.iter().map(|(key, (image, row))| (&key[..], image, &self.rows[row.clone()]))
+        self.by_key.iter().map(|(key, entry)| (&key[..], &entry.image, self.row(entry)))
+    }
+
+    /// Likewise, with the turn in which its key was met.
+    pub(crate) fn turns(&self) -> impl Iterator<Item = (u32, (&[u8], &T, &[u8]))> {
+        self.by_key.iter().map(|(key, entry)| (entry.turn, (&key[..], &entry.image, self.row(entry))))
+    }
+
+    fn row(&self, entry: &Entry<T>) -> &[u8] {
+        &self.rows[entry.row.clone()]
     }
 
     /// Room for what is held at once.
@@ -67,22 +84,22 @@ impl<T> Images<T> {
     }
 
     /// A key's image from now on; one that has no row has an empty one.
-    pub(crate) fn put(&mut self, key: &[u8], image: T, row: &[u8]) {
+    pub(crate) fn put(&mut self, key: &[u8], image: T, row: &[u8], turn: u32) {
+        let place = self.rows.len()..self.rows.len() + row.len();
         match self.by_key.get_mut(key) {
-            Some((there, place)) => {
-                *there = image;
+            Some(entry) => {
+                entry.image = image;
                 // Most updates leave a row as long as it was.
-                if place.len() == row.len() {
-                    self.rows[place.clone()].copy_from_slice(row);
+                if entry.row.len() == row.len() {
+                    self.rows[entry.row.clone()].copy_from_slice(row);
                     return;
                 }
-                self.dead += place.len();
-                *place = self.rows.len()..self.rows.len() + row.len();
+                self.dead += entry.row.len();
+                entry.row = place;
             }
             None => {
-                let place = self.rows.len()..self.rows.len() + row.len();
                 self.keys += key.len();
-                self.by_key.insert(key.into(), (image, place));
+                self.by_key.insert(key.into(), Entry { image, row: place, turn });
             }
         }
         self.rows.extend_from_slice(row);
@@ -91,7 +108,7 @@ impl<T> Images<T> {
 
     /// Forgets a key; what it had come to. The order of others changes.
     pub(crate) fn remove(&mut self, key: &[u8]) -> Option<T> {
-        let (image, row) = self.by_key.swap_remove(key)?;
+        let Entry { image, row, .. } = self.by_key.swap_remove(key)?;
         self.keys -= key.len();
         self.dead += row.len();
         self.close_up_in_time();
@@ -115,7 +132,7 @@ impl<T> Images<T> {
     /// Moves the rows that count together, where they are: another buffer would
     /// take their memory twice.
     fn close_up(&mut self) {
-        let mut places: Vec<&mut Range<usize>> = self.by_key.values_mut().map(|(_, row)| row).collect();
+        let mut places: Vec<&mut Range<usize>> = self.by_key.values_mut().map(|entry| &mut entry.row).collect();
         places.sort_unstable_by_key(|row| row.start);
         let mut end = 0;
         for row in places {
@@ -133,7 +150,7 @@ impl<T> Images<T> {
 impl<T> Images<T> {
     /// Every byte is a row's or was, and what was is closed up in time.
     pub(crate) fn is_sound(&self) -> bool {
-        let live: usize = self.by_key.values().map(|(_, row)| row.len()).sum();
+        let live: usize = self.by_key.values().map(|entry| entry.row.len()).sum();
         let keys: usize = self.by_key.keys().map(|key| key.len()).sum();
         self.rows.len() == live + self.dead
             && self.keys == keys

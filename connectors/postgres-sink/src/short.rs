@@ -16,10 +16,7 @@ use crate::wire;
 pub(crate) async fn apply(client: &Client, made: &mut Made, merge: &Merge<'_>, fold: &Fold) -> Result<()> {
     let mut gone = Vec::new();
     let mut put = Vec::new();
-    for (_, _, row) in fold.news.iter() {
-        put.push((statement(client, made, merge, Kind::Whole, &[]).await?, fields(row)));
-    }
-    for (key, image, row) in fold.images.iter() {
+    for (key, image, row) in fold.in_turn() {
         match image {
             Image::Gone => gone.push((statement(client, made, merge, Kind::Gone, &[]).await?, fields(key))),
             Image::Whole => put.push((statement(client, made, merge, Kind::Whole, &[]).await?, fields(row))),

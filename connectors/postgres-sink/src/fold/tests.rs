@@ -199,6 +199,24 @@ fn only_what_an_insert_began_goes_without_a_word() {
 }
 
 #[test]
+fn keys_are_told_in_the_order_in_which_they_were_met() {
+    let mut fold = fold(true, |w| {
+        w.row(Op::Update, None, 5, "gives its value up", Some("x"));
+        w.row(Op::Insert, None, 4, "takes it", Some("x"));
+        w.row(Op::Update, Some(3), 2, "moved", None);
+        w.row(Op::Insert, None, 9, "came", Some("x"));
+        w.row(Op::Delete, None, 9, "and went", None);
+        w.row(Op::Insert, None, 1, "new", Some("x"));
+        w.row(Op::Update, None, 5, "again", Some("x"));
+    });
+    let ids = |fold: &Fold| -> Vec<u8> { fold.in_turn().iter().map(|(key, ..)| key[11]).collect() };
+    assert_eq!(ids(&fold), [5, 4, 3, 2, 1]);
+    fold.take_new();
+    take(&mut fold, |w| w.row(Op::Insert, None, 0, "later", Some("x")));
+    assert_eq!(ids(&fold), [5, 3, 2, 0]);
+}
+
+#[test]
 fn behind_a_truncate_there_is_nothing_to_patch() {
     let fold = fold(true, |w| {
         w.row(Op::Insert, None, 1, "one", Some("x"));
