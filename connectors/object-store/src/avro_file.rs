@@ -161,7 +161,7 @@ impl Packer for Blocks {
     }
 
     fn memory(&self) -> usize {
-        self.packed.capacity()
+        self.packed.capacity() + self.out.as_ref().map_or(0, Out::memory)
     }
 
     fn flush(&mut self) -> Result<(), Failed> {
@@ -170,8 +170,7 @@ impl Packer for Blocks {
     }
 
     fn close(&mut self) -> Result<(), Failed> {
-        self.out = None;
-        Ok(())
+        Ok(self.out.take().map_or(Ok(()), Out::finish)?)
     }
 }
 

@@ -33,6 +33,17 @@ pub enum Format {
     Ndjson,
 }
 
+impl Format {
+    /// Pieces of a file that wait to be packed, at most: a piece of Parquet is some
+    /// MiB, one of the others 128 KiB. They last while a MiB is on its way to the disk.
+    pub(crate) fn waiting(self) -> usize {
+        match self {
+            Self::Parquet => 2,
+            Self::Avro | Self::Ndjson => 16,
+        }
+    }
+}
+
 /// The compressions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -139,12 +139,13 @@ impl Packer for Lines {
     }
 
     fn close(&mut self) -> Result<(), Failed> {
-        match self.out.take() {
-            None | Some(Packing::None(_)) => {}
-            Some(Packing::Gzip(encoder)) => drop(encoder.finish()?),
-            Some(Packing::Zstd(encoder)) => drop(encoder.finish()?),
-        }
-        Ok(())
+        let Some(out) = self.out.take() else { return Ok(()) };
+        let file = match out {
+            Packing::None(file) => file,
+            Packing::Gzip(encoder) => encoder.finish()?,
+            Packing::Zstd(encoder) => encoder.finish()?,
+        };
+        Ok(file.finish()?)
     }
 }
 

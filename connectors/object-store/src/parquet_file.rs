@@ -103,7 +103,7 @@ impl Packer for Encoder {
 
     fn close(&mut self) -> Result<(), Failed> {
         let Some(parquet) = self.parquet.take() else { return Ok(()) };
-        parquet.close().map(drop).map_err(unwritable)
+        Ok(parquet.into_inner().map_err(unwritable)?.finish()?)
     }
 }
 

@@ -12,8 +12,8 @@ use std::thread::JoinHandle;
 
 use crate::writer::Failed;
 
-/// Pieces that wait, at most: beyond, gathering does.
-const WAITING: usize = 2;
+/// Pieces of a file that are kept to be filled again.
+const SPARE: usize = 4;
 
 /// Writes a file piece by piece. One that gets no piece makes no file.
 pub(crate) trait Packer: Send + 'static {
@@ -46,8 +46,9 @@ pub(crate) struct Press {
 }
 
 impl Press {
-    pub(crate) fn new() -> io::Result<Self> {
-        let (jobs, taken) = sync_channel::<Job>(WAITING);
+    /// So many pieces wait at most: beyond, gathering does.
+    pub(crate) fn new(waiting: usize) -> io::Result<Self> {
+        let (jobs, taken) = sync_channel::<Job>(waiting);
         let packing = move || taken.into_iter().for_each(|job| job());
         let thread = std::thread::Builder::new().name("packer".into()).spawn(packing)?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
@@ -55,7 +56,7 @@ impl Press {
 
     /// A file whose pieces are packed here.
     pub(crate) fn file<P: Packer>(&self, packer: P) -> Pressed<P> {
-        let told = Mutex::new(Told { failed: None, broken: false, spare: None });
+        let told = Mutex::new(Told { failed: None, broken: false, spare: Vec::new() });
         let shared = Shared { packer: Mutex::new(packer), told, memory: AtomicUsize::new(0) };
         Pressed { jobs: self.jobs.clone(), shared: Arc::new(shared), begun: false }
     }
@@ -89,14 +90,14 @@ struct Told<T> {
     failed: Option<Failed>,
     /// A piece is missing: the file is never whole.
     broken: bool,
-    spare: Option<T>,
+    spare: Vec<T>,
 }
 
 impl<P: Packer> Pressed<P> {
     /// Sends a piece behind those before it; an empty one for what comes next.
     /// An error may be that of a piece before.
     pub(crate) fn push(&mut self, mut piece: P::Piece) -> Result<P::Piece, Failed> {
-        let spare = self.told()?.spare.take();
+        let spare = self.told()?.spare.pop();
         self.begun = true;
         let shared = self.shared.clone();
         self.send(move || {
@@ -108,7 +109,8 @@ impl<P: Packer> Pressed<P> {
             shared.memory.store(packer.memory(), Ordering::Relaxed);
             let mut told = lock(&shared.told);
             match packed {
-                Ok(()) => told.spare = Some(piece),
+                Ok(()) if told.spare.len() < SPARE => told.spare.push(piece),
+                Ok(()) => {}
                 Err(error) => (told.failed, told.broken) = (Some(error), true),
             }
         })?;
@@ -203,7 +205,7 @@ mod tests {
 
     #[test]
     fn pieces_are_packed_in_their_order() {
-        let press = Press::new().unwrap();
+        let press = Press::new(2).unwrap();
         let all = Arc::new(Mutex::new(Vec::new()));
         let (mut one, mut other) = (press.file(Kept(all.clone())), press.file(Kept(all.clone())));
         for i in 0..50 {
@@ -222,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_file_that_lacks_a_piece_is_never_whole() {
-        let press = Press::new().unwrap();
+        let press = Press::new(2).unwrap();
         let all = Arc::new(Mutex::new(Vec::new()));
         let (mut bad, mut good) = (press.file(Kept(all.clone())), press.file(Kept(Arc::default())));
         bad.push("first".into()).unwrap();
@@ -255,7 +257,7 @@ mod tests {
             }
         }
         let count = Arc::new(AtomicUsize::new(0));
-        let press = Press::new().unwrap();
+        let press = Press::new(2).unwrap();
         let mut file = press.file(Slow(count.clone()));
         (0..30).for_each(|_| file.push(()).unwrap());
         drop(file);

@@ -71,6 +71,7 @@ impl Staging {
             std::fs::remove_dir_all(folder).map_err(failed)?;
         }
         std::fs::create_dir_all(folder).map_err(failed)?;
+        let waiting = settings.form.format.waiting();
         Ok(Self {
             settings,
             open: HashMap::new(),
@@ -80,7 +81,7 @@ impl Staging {
             made: 0,
             bytes: 0,
             unmeasured: 0,
-            press: Press::new().map_err(|error| Error::retry("could not start a thread").because(error))?,
+            press: Press::new(waiting).map_err(|error| Error::retry("could not start a thread").because(error))?,
         })
     }
 

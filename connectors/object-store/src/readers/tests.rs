@@ -247,7 +247,7 @@ fn written(table: &Arc<Table>, format: Format, codec: Codec, ops: &[Op]) -> Vec<
         before: false,
         partition: None,
     };
-    let press = Press::new().unwrap();
+    let press = Press::new(2).unwrap();
     let mut writer =
         Writer::new(shape, false, Place { path: file.clone(), stays: true }, Offset(100), &form, [7; 16], &press)
             .unwrap();
