@@ -35,6 +35,13 @@ impl Daemon {
         Ok(Self { folder: folder.into() })
     }
 
+    /// Adds a line to its source.
+    pub(crate) fn with_source_setting(&self, line: &str) -> Result<()> {
+        let file = self.folder.join("highwater.toml");
+        let config = std::fs::read_to_string(&file)? + line + "\n";
+        std::fs::write(file, config).map_err(Into::into)
+    }
+
     /// Its only sink: a folder of files, made anew, with steps of so many bytes.
     pub(crate) fn with_sink(&self, lake: &Path, format: &str, compression: Option<&str>, cut: u64) -> Result<()> {
         if lake.exists() {

@@ -127,7 +127,8 @@ fn null(bench: &Bench, backlog: &Workload, slot: &str) -> Result<(Usage, bool)> 
     Ok((usage, status.success() && std::fs::read_to_string(out)? == moved))
 }
 
-fn highwater(daemon: &Daemon, end: u64) -> Result<Usage> {
+/// From its start until a place of the WAL is durable in its log.
+pub(crate) fn highwater(daemon: &Daemon, end: u64) -> Result<Usage> {
     let (usage, status) = measure(&mut daemon.command(&[], "warn")?, |child| {
         let durable = daemon.until_durable(child, end)?;
         // The sampler sees the peak before the end.

@@ -6,6 +6,7 @@ mod checksum;
 mod daemon;
 mod drain;
 mod encode;
+mod gate;
 mod http;
 mod huge;
 mod land;
@@ -144,6 +145,9 @@ fn measure(bench: &mut Bench, wants: &impl Fn(&[&str]) -> bool) -> Result<Vec<Fi
         bench.server.drop_slot("small", "drain_2")?;
         bench.server.drop_slot("small", &workload::base("small"))?;
         figures.push(drains.ratio("T2", "small transactions to the durable log, against pg_recvlogical", 0, 1.2));
+    }
+    if wants(&["T1g", "T4g"]) {
+        figures.extend(gate::gate(bench, rows)?);
     }
     let (huge, updates, tables) = if bench.quick { (200_000, 30_000, 20) } else { (1_000_000, 300_000, 200) };
     if wants(&["T3", "T3b", "T3m", "T3r", "T3g", "T13"]) {

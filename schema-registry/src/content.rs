@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::avro::{self, Avro, Form};
 use crate::error::{Code, Refusal};
+use crate::numbering;
 
 /// Languages of schemas. Only Avro is spoken; the others have their place here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,6 +190,13 @@ impl Content {
     /// The same schema, whatever is said about it.
     pub(crate) fn is_same_schema(&self, other: &Content) -> bool {
         self.schema_type == other.schema_type && self.text == other.text && self.references == other.references
+    }
+
+    /// The same in all, but that this one tells its number.
+    pub(crate) fn is_same_but_numbered(&self, other: &Content) -> bool {
+        self.is_same_schema(other)
+            && self.rule_set == other.rule_set
+            && numbering::is_numbered_alone(self.metadata.as_deref(), other.metadata.as_deref())
     }
 }
 

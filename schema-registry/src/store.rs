@@ -33,6 +33,7 @@ use crate::change::Change;
 use crate::content::NewSchema;
 use crate::error::{Code, Error, Refusal, Result};
 use crate::registry::{Config, Found, Mode, Registered, Registry, Shown, Which};
+use crate::rules;
 use crate::subject::Subject;
 
 pub(crate) use self::prepare::Verdict;
@@ -160,6 +161,7 @@ impl Store {
     /// Registers a schema as somebody sends it: parsed, compared at the
     /// subject's level, and durable when this returns.
     pub async fn register_new(&self, subject: Subject, new: NewSchema, normalize: bool) -> Result<Registered> {
+        new.rule_set.as_ref().map_or(Ok(()), rules::check)?;
         self.inner.register(subject, new, normalize, Purpose::Register).await
     }
 

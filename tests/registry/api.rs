@@ -235,7 +235,7 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
     let port = registry.port;
     let inner = r#"{"type":"record","name":"In","namespace":"n","fields":[{"name":"x","type":"int"}]}"#;
     let one = record(&format!(r#"{{"name":"a","type":["null",{inner}],"default":null}}"#));
-    let said = json!({"schema": one, "metadata": {"properties": {"owner": "me"}}, "ruleSet": {"domainRules": [{"name": "r"}]}});
+    let said = json!({"schema": one, "metadata": {"properties": {"owner": "me"}}, "ruleSet": {"domainRules": [{"name": "r", "type": "CEL"}]}});
     let more = record(r#"{"name":"b","type":"int","default":1}"#);
     let entity = |kind: &str, path: &str, tags: &[&str]| json!([{"schemaEntity": {"entityType": kind, "entityPath": path}, "tags": tags}]);
     table(
@@ -274,7 +274,7 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
                 String::new(),
                 200,
                 json!({"subject": "s", "version": 3, "id": 3,
-            "metadata": said["metadata"], "ruleSet": said["ruleSet"],
+            "metadata": {"properties": {"owner": "me", "confluent:version": "3"}}, "ruleSet": said["ruleSet"],
             "schema": one.replace(r#""type":"int"}"#, r#""type":"int","confluent:tags":["B","PII"]}"#)}),
             ),
             (
@@ -282,7 +282,7 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
                 "/subjects/s/versions/latest/tags",
                 json!({"tagsToRemove": entity("sr_field", "n.In.x", &["PII", "B"]),
             "tagsToAdd": entity("sr_record", "R", &["T"]), "metadata": {"properties": {"level": "1"}},
-            "rulesToRemove": ["r"], "rulesToMerge": {"domainRules": [{"name": "q"}]}})
+            "rulesToRemove": ["r"], "rulesToMerge": {"domainRules": [{"name": "q", "type": "CEL"}]}})
                 .to_string(),
                 200,
                 json!({"id": 4, "version": 4}),
@@ -293,7 +293,7 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
                 String::new(),
                 200,
                 json!({"subject": "s", "version": 4, "id": 4,
-            "metadata": {"properties": {"owner": "me", "level": "1"}}, "ruleSet": {"domainRules": [{"name": "q"}]},
+            "metadata": {"properties": {"level": "1", "confluent:version": "4"}}, "ruleSet": {"domainRules": [{"name": "q", "type": "CEL"}]},
             "schema": format!(r#"{},"confluent:tags":["T"]}}"#, one.strip_suffix('}').unwrap())}),
             ),
             // The last rule goes, and does not come back with the version before.
@@ -310,7 +310,7 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
                 String::new(),
                 200,
                 json!({"subject": "s", "version": 5, "id": 5,
-            "metadata": {"properties": {"owner": "me", "level": "1"}}, "ruleSet": {"domainRules": []},
+            "metadata": {"properties": {"level": "1", "confluent:version": "5"}}, "ruleSet": {"domainRules": []},
             "schema": format!(r#"{},"confluent:tags":["T"]}}"#, one.strip_suffix('}').unwrap())}),
             ),
             (
@@ -342,10 +342,10 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
     .await;
     // Settings give it to whatever is registered, and override it.
     let settings = json!({"defaultMetadata": {"properties": {"owner": "all", "level": "0"}},
-        "overrideMetadata": {"properties": {"team": "x"}, "sensitive": ["team"]}, "defaultRuleSet": {"domainRules": [{"name": "d"}]},
-        "overrideRuleSet": {"domainRules": [{"name": "r", "doc": "always"}]}});
+        "overrideMetadata": {"properties": {"team": "x"}, "sensitive": ["team"]}, "defaultRuleSet": {"domainRules": [{"name": "d", "type": "CEL"}]},
+        "overrideRuleSet": {"domainRules": [{"name": "r", "type": "CEL", "doc": "always"}]}});
     let given = json!({"properties": {"owner": "me", "level": "0", "team": "x"}, "sensitive": ["team"]});
-    let rules = json!({"domainRules": [{"name": "d"}, {"name": "r", "doc": "always"}]});
+    let rules = json!({"domainRules": [{"name": "d", "type": "CEL"}, {"name": "r", "type": "CEL", "doc": "always"}]});
     let of = |version: u32, metadata: &Value, rules: &Value| json!({"subject": "g", "version": version, "id": 5 + version, "metadata": metadata, "ruleSet": rules, "schema": one});
     table(
         port,
@@ -366,6 +366,75 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
                 200,
                 of(2, &json!({"properties": {"owner": "me", "level": "0"}}), &rules),
             ),
+            // What is no rule set comes in nowhere.
+            (
+                "PUT",
+                "/config/g",
+                json!({"defaultRuleSet": {"domainRules": [{"name": "d"}]}}).to_string(),
+                422,
+                json!(42210),
+            ),
+            (
+                "POST",
+                "/subjects/g/versions",
+                json!({"schema": more, "ruleSet": {"migrationRules": [{"name": "m", "type": "CEL"}]}}).to_string(),
+                422,
+                json!(42210),
+            ),
+            (
+                "POST",
+                "/subjects/g/versions/2/tags",
+                json!({"rulesToMerge": {"domainRules": [{"type": "CEL"}]}}).to_string(),
+                422,
+                json!(42210),
+            ),
+        ],
+    )
+    .await;
+    registry.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_that_tell_a_versions_number_tell_the_right_one() {
+    let mut registry = Registry::start(&folder("registry-numbered"), "").await;
+    let port = registry.port;
+    let told = |number: &str, owner: &str| json!({"properties": {"confluent:version": number, "owner": owner}});
+    let with = |metadata: Value| json!({"schema": INT, "metadata": metadata}).to_string();
+    let of = |version: u32, metadata: Value, schema: &str| json!({"subject": "s", "version": version, "id": version, "metadata": metadata, "schema": schema});
+    table(
+        port,
+        &[
+            ("POST", "/subjects/s/versions", with(told("0", "me")), 200, json!({"id": 1, "version": 1})),
+            ("GET", "/subjects/s/versions/1", String::new(), 200, of(1, told("1", "me"), INT)),
+            // By its number, without one, and with nothing said at all it is the same.
+            ("POST", "/subjects/s/versions", with(told("1", "me")), 200, json!({"id": 1, "version": 1})),
+            (
+                "POST",
+                "/subjects/s/versions",
+                with(json!({"properties": {"owner": "me"}})),
+                200,
+                json!({"id": 1, "version": 1}),
+            ),
+            ("POST", "/subjects/s/versions", body(INT), 200, json!({"id": 1, "version": 1})),
+            ("POST", "/subjects/s", with(json!({"properties": {"owner": "me"}})), 200, of(1, told("1", "me"), INT)),
+            ("POST", "/subjects/s", with(told("7", "me")), 404, json!(40403)),
+            // Another number is another version, whatever it says.
+            ("POST", "/subjects/s/versions", with(told("7", "me")), 200, json!({"id": 2, "version": 2})),
+            ("GET", "/subjects/s/versions/2", String::new(), 200, of(2, told("2", "me"), INT)),
+            // It goes on with the last version's.
+            ("POST", "/subjects/s/versions", body("\"long\""), 200, json!({"id": 3, "version": 3})),
+            ("GET", "/subjects/s/versions/3", String::new(), 200, of(3, told("3", "me"), "\"long\"")),
+            // Without a text it is the last version's, with something else said.
+            (
+                "POST",
+                "/subjects/s/versions",
+                json!({"metadata": told("0", "you")}).to_string(),
+                200,
+                json!({"id": 4, "version": 4}),
+            ),
+            ("GET", "/subjects/s/versions/4", String::new(), 200, of(4, told("4", "you"), "\"long\"")),
+            ("POST", "/subjects/s/versions", json!({"schema": " "}).to_string(), 422, json!(42201)),
+            ("POST", "/subjects/t/versions", json!({"metadata": {}}).to_string(), 422, json!(42201)),
         ],
     )
     .await;

@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::{Config, Found, Registry, SchemaId, Shown, Version, Which};
 use crate::change::Change;
 use crate::compatibility::Level;
-use crate::content::{Content, NewSchema, Parsed, Reference};
+use crate::content::{Content, NewSchema, Parsed, Reference, SchemaType};
 use crate::error::{Code, Refusal};
+use crate::numbering;
 use crate::registry::Mode;
 use crate::subject::Subject;
 
@@ -46,6 +47,8 @@ pub(crate) struct Demand {
     /// The subject's last version, whose metadata and rules go on where a new
     /// one names none.
     pub(crate) last: Option<Arc<Content>>,
+    /// The number of the subject's next version.
+    pub(crate) next: u32,
     /// Settings that give metadata or rules to what is registered.
     pub(crate) additions: Option<Arc<Config>>,
     /// Differs if anything of this may have changed.
@@ -82,6 +85,16 @@ impl Demand {
         };
         parsed.with(metadata, rule_set)
     }
+
+    /// Where metadata tell the version's number, with the right one.
+    pub(crate) fn numbered(&self, parsed: Parsed) -> Parsed {
+        let metadata = parsed.content.metadata.as_deref();
+        if !numbering::is_numbered(metadata) {
+            return parsed;
+        }
+        let (metadata, rule_set) = (metadata.cloned(), parsed.content.rule_set.as_deref().cloned());
+        parsed.with(Some(numbering::numbered(metadata, self.next)), rule_set)
+    }
 }
 
 impl NewSchema {
@@ -98,6 +111,29 @@ impl Registry {
     pub(crate) fn stamp(&self, subject: &Subject) -> Stamp {
         let subject = self.subjects.get(subject.as_str()).map_or(0, |versions| versions.changed);
         Stamp { subject, settings: self.settings_changes }
+    }
+
+    fn next_version(&self, subject: &Subject) -> u32 {
+        self.all(subject.as_str()).last().map_or(1, |version| version.version + 1)
+    }
+
+    /// What says something of no text says it of the last version's (None: it has
+    /// one, or says nothing, which is more likely a mistake than meant).
+    pub(crate) fn filled(&self, subject: &Subject, new: &NewSchema) -> Result<Option<NewSchema>, Refusal> {
+        let has = new.schema.as_deref().is_some_and(|text| !text.trim().is_empty());
+        let says = new.metadata.is_some() || new.rule_set.is_some();
+        if has || !says || self.mode(subject) == Mode::Import {
+            return Ok(None);
+        }
+        SchemaType::by_name(new.schema_type.as_deref())?;
+        let last = self.version(subject, Which::Latest, Shown::Live);
+        let last = last.map_err(|_| Refusal::new(Code::InvalidSchema, "Empty schema"))?.content;
+        Ok(Some(NewSchema {
+            schema: Some(last.text.to_string()),
+            schema_type: Some(last.schema_type.name().into()),
+            references: Some(last.references.to_vec()),
+            ..new.clone()
+        }))
     }
 
     /// What registering `new` depends on.
@@ -128,6 +164,7 @@ impl Registry {
             validate_fields: self.validates_fields(subject),
             earlier: self.earlier(subject, level, new, last.as_deref(), additions.as_deref())?,
             last,
+            next: self.next_version(subject),
             additions,
             stamp: self.stamp(subject),
         })
@@ -235,7 +272,8 @@ impl Registry {
                 return Some(found);
             }
             let content = &found.content;
-            if *content == parsed.content || (parsed.bare && content.is_same_schema(&parsed.content)) {
+            let is_it = if parsed.bare { Content::is_same_schema } else { Content::is_same_but_numbered };
+            if *content == parsed.content || is_it(content, &parsed.content) {
                 same.get_or_insert(found);
             }
         }
@@ -259,7 +297,7 @@ impl Registry {
         }
         may_register(subject, given.is_some(), mode)?;
         let all = self.all(subject.as_str());
-        let next = all.last().map_or(1, |version| version.version + 1);
+        let next = self.next_version(subject);
         let wanted = new.version.filter(|&version| version > 0).map(|version| version as u32);
         let context = self.contexts.get(subject.context());
         let known = context.and_then(|of| of.ids.get(&parsed.guid)).copied();

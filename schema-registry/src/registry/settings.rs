@@ -12,6 +12,7 @@ use crate::change::Change;
 use crate::compatibility::Level;
 use crate::error::{Code, Refusal};
 use crate::merge;
+use crate::rules;
 use crate::subject::{Prefix, Subject};
 
 /// What may be done to subjects.
@@ -123,8 +124,13 @@ impl Config {
                 other => match OTHERS.iter().find(|(name, _)| *name == other) {
                     None => continue,
                     Some(_) if unset => drop(new.others.remove(other)),
-                    Some((_, fits)) if fits(value) => drop(new.others.insert(member.clone(), value.clone())),
-                    Some(_) => return Err(wrong()),
+                    Some((_, fits)) if !fits(value) => return Err(wrong()),
+                    Some(_) => {
+                        if let ("defaultRuleSet" | "overrideRuleSet", Err(refusal)) = (other, rules::check(value)) {
+                            return Ok(Err(refusal));
+                        }
+                        new.others.insert(member.clone(), value.clone());
+                    }
                 },
             }
             if !unset {

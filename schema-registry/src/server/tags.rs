@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::content::{Content, NewSchema};
 use crate::error::{Code, Refusal};
-use crate::merge;
+use crate::{merge, numbering};
 
 /// Where tags stand in a schema: on a record or a field.
 const TAGS: &str = "confluent:tags";
@@ -23,6 +23,7 @@ pub(super) struct Changes {
     tags_to_add: Vec<Tagged>,
     tags_to_remove: Vec<Tagged>,
     metadata: Option<Map<String, Value>>,
+    rule_set: Option<Map<String, Value>>,
     rules_to_merge: Option<Map<String, Value>>,
     rules_to_remove: Vec<String>,
 }
@@ -66,9 +67,12 @@ impl Changes {
                 return Err(invalid(format!("the schema has no {entity_type} {entity_path:?}")));
             }
         }
-        let metadata = merge::metadata(content.metadata.as_deref(), self.metadata.map(Value::Object).as_ref());
-        let more = self.rules_to_merge.map(Value::Object);
-        let mut rule_set = merge::rule_set(content.rule_set.as_deref(), more.as_ref());
+        // It is another version whatever is changed, and tells its number, which is not known yet.
+        let metadata = self.metadata.map(Value::Object).or(content.metadata.as_deref().cloned());
+        let metadata = Some(numbering::numbered(metadata, 0));
+        let (own, more) = (self.rule_set.map(Value::Object), self.rules_to_merge.map(Value::Object));
+        let kept = own.as_ref().filter(|_| more.is_none() && self.rules_to_remove.is_empty());
+        let mut rule_set = merge::rule_set(kept.or(content.rule_set.as_deref()), more.as_ref());
         // One without rules stays one: without any, it would be the last version's.
         for rules in rule_set.iter_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut) {
             let gone = |rule: &Value| self.rules_to_remove.iter().any(|name| rule["name"] == **name);

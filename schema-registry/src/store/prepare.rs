@@ -45,9 +45,18 @@ impl Inner {
         normalize: bool,
         purpose: Purpose,
     ) -> Result<Registered> {
-        let new = Arc::new(new);
+        let came = Arc::new(new);
         loop {
-            let mut demand = self.ahead.lock().await.registry.demand(&subject, &new, normalize)?;
+            let (new, mut demand) = {
+                let ahead = self.ahead.lock().await;
+                let filled = match purpose {
+                    Purpose::Register => ahead.registry.filled(&subject, &came)?,
+                    Purpose::Own | Purpose::Import => None,
+                };
+                let new = filled.map_or_else(|| came.clone(), Arc::new);
+                let demand = ahead.registry.demand(&subject, &new, normalize)?;
+                (new, demand)
+            };
             if purpose != Purpose::Register {
                 if purpose == Purpose::Import {
                     (demand.strict, demand.additions) = (false, None);
@@ -70,6 +79,7 @@ impl Inner {
             }
             // What is imported is taken as it is.
             let parsed = if demand.strict && !completed { demand.completed(parsed) } else { parsed };
+            let parsed = if demand.strict { demand.numbered(parsed) } else { parsed };
             if !demand.earlier.is_empty() {
                 let (compared, of) = (parsed.clone(), demand.clone());
                 let weight = weight(&new, &demand, true);

@@ -200,8 +200,7 @@ async fn schemas_are_registered_with_what_settings_give() {
     let store = open(folder.path()).await;
     let at = |id, version| Registered { id, version };
     let of = |properties: Value| json!({"properties": properties});
-    let rules =
-        |names: &[&str]| json!({"domainRules": names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()});
+    let rules = |names: &[&str]| json!({"domainRules": names.iter().map(|name| json!({"name": name, "type": "CEL"})).collect::<Vec<_>>()});
     let with = |text: &str, metadata: Value| NewSchema { metadata: Some(metadata), ..NewSchema::avro(text) };
     register(&store, "before", INT).await.unwrap();
     configure(
