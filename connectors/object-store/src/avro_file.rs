@@ -166,7 +166,7 @@ impl Packer for Blocks {
 
     fn flush(&mut self) -> Result<(), Failed> {
         self.packed = Vec::new();
-        Ok(())
+        Ok(self.out.as_mut().map_or(Ok(()), Out::spill)?)
     }
 
     fn close(&mut self) -> Result<(), Failed> {

@@ -138,6 +138,25 @@ impl Packer for Lines {
         Ok(())
     }
 
+    fn memory(&self) -> usize {
+        match &self.out {
+            None => 0,
+            Some(Packing::None(file)) => file.memory(),
+            Some(Packing::Gzip(encoder)) => encoder.get_ref().memory(),
+            Some(Packing::Zstd(encoder)) => encoder.get_ref().memory(),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Failed> {
+        let file = match &mut self.out {
+            None => return Ok(()),
+            Some(Packing::None(file)) => file,
+            Some(Packing::Gzip(encoder)) => encoder.get_mut(),
+            Some(Packing::Zstd(encoder)) => encoder.get_mut(),
+        };
+        Ok(file.spill()?)
+    }
+
     fn close(&mut self) -> Result<(), Failed> {
         let Some(out) = self.out.take() else { return Ok(()) };
         let file = match out {
@@ -221,7 +240,7 @@ impl FileWriter for NdjsonFile {
     }
 
     fn memory(&self) -> usize {
-        self.lines.capacity()
+        self.lines.capacity() + self.packed.memory()
     }
 
     fn flush(&mut self) -> Result<(), Failed> {

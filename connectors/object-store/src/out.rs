@@ -45,6 +45,13 @@ impl Out {
         self.rest.capacity()
     }
 
+    /// Writes what waits, so that its memory is free again.
+    pub(crate) fn spill(&mut self) -> io::Result<()> {
+        self.write_rest()?;
+        self.rest = Vec::new();
+        Ok(())
+    }
+
     /// Writes what is left.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.write_rest()
@@ -67,9 +74,10 @@ impl Out {
 
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(PIECE - self.rest.len());
+        let piece = PIECE - (self.written % PIECE as u64) as usize;
+        let taken = bytes.len().min(piece - self.rest.len());
         self.rest.extend_from_slice(&bytes[..taken]);
-        if self.rest.len() == PIECE {
+        if self.rest.len() == piece {
             self.write_rest()?;
         }
         Ok(taken)
@@ -93,8 +101,13 @@ mod tests {
         for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, bytes.len()] {
             for (stays, at_a_time) in [(true, 1_000_003), (true, 4096), (false, 1_000_003)] {
                 let mut out = Place { path: path.clone(), stays }.create().unwrap();
-                for part in bytes[..length].chunks(at_a_time) {
+                for (i, part) in bytes[..length].chunks(at_a_time).enumerate() {
                     out.write_all(part).unwrap();
+                    assert!(out.memory() <= PIECE);
+                    if i % 7 == 1 {
+                        out.spill().unwrap();
+                        assert_eq!((out.memory(), out.written), (0, path.metadata().unwrap().len()));
+                    }
                 }
                 out.finish().unwrap();
                 assert!(std::fs::read(&path).unwrap() == bytes[..length], "{length} bytes, {at_a_time} at a time");

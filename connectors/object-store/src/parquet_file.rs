@@ -93,12 +93,14 @@ impl Packer for Encoder {
     }
 
     fn memory(&self) -> usize {
-        self.parquet.as_ref().map_or(0, ArrowWriter::memory_size)
+        self.parquet.as_ref().map_or(0, |parquet| parquet.memory_size() + parquet.inner().memory())
     }
 
     /// Ends the row group.
     fn flush(&mut self) -> Result<(), Failed> {
-        self.parquet.as_mut().map_or(Ok(()), ArrowWriter::flush).map_err(unwritable)
+        let Some(parquet) = &mut self.parquet else { return Ok(()) };
+        parquet.flush().map_err(unwritable)?;
+        Ok(parquet.inner_mut().spill()?)
     }
 
     fn close(&mut self) -> Result<(), Failed> {
