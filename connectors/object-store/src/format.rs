@@ -35,7 +35,8 @@ pub enum Format {
 
 impl Format {
     /// Pieces of a file that wait to be packed, at most: a piece of Parquet is some
-    /// MiB, one of the others 128 KiB. They last while a MiB is on its way to the disk.
+    /// MiB, one of the others 128 KiB. (Avro without compression: 4.2 M rows a second
+    /// with 2 of them, 4.5 with 4, 4.9 with 16.)
     pub(crate) fn waiting(self) -> usize {
         match self {
             Self::Parquet => 2,
