@@ -398,6 +398,7 @@ async fn what_is_said_about_a_schema_goes_on_and_is_changed_by_tags() {
 async fn metadata_that_tell_a_versions_number_tell_the_right_one() {
     let mut registry = Registry::start(&folder("registry-numbered"), "").await;
     let port = registry.port;
+    let rules = json!({"domainRules": [{"name": "r", "type": "CEL"}]});
     let told = |number: &str, owner: &str| json!({"properties": {"confluent:version": number, "owner": owner}});
     let with = |metadata: Value| json!({"schema": INT, "metadata": metadata}).to_string();
     let of = |version: u32, metadata: Value, schema: &str| json!({"subject": "s", "version": version, "id": version, "metadata": metadata, "schema": schema});
@@ -435,6 +436,30 @@ async fn metadata_that_tell_a_versions_number_tell_the_right_one() {
             ("GET", "/subjects/s/versions/4", String::new(), 200, of(4, told("4", "you"), "\"long\"")),
             ("POST", "/subjects/s/versions", json!({"schema": " "}).to_string(), 422, json!(42201)),
             ("POST", "/subjects/t/versions", json!({"metadata": {}}).to_string(), 422, json!(42201)),
+            // One by tags is another whatever is changed; rules are replaced where none are merged.
+            ("POST", "/subjects/s/versions/4/tags", json!({"ruleSet": rules}).to_string(), 200, json!({"id": 5, "version": 5})),
+            (
+                "GET",
+                "/subjects/s/versions/5",
+                String::new(),
+                200,
+                json!({"subject": "s", "version": 5, "id": 5, "metadata": told("5", "you"), "ruleSet": rules, "schema": "\"long\""}),
+            ),
+            ("POST", "/subjects/s/versions/5/tags", json!({}).to_string(), 200, json!({"id": 6, "version": 6})),
+            (
+                "POST",
+                "/subjects/s/versions/6/tags",
+                json!({"ruleSet": {"domainRules": []}, "rulesToRemove": ["other"]}).to_string(),
+                200,
+                json!({"id": 7, "version": 7}),
+            ),
+            (
+                "GET",
+                "/subjects/s/versions/7",
+                String::new(),
+                200,
+                json!({"subject": "s", "version": 7, "id": 7, "metadata": told("7", "you"), "ruleSet": rules, "schema": "\"long\""}),
+            ),
         ],
     )
     .await;

@@ -2,7 +2,7 @@
 //! there, in the order in which they were gathered, while more is gathered.
 //!
 //! (On two processors a backlog came to Parquet at 1.25 M rows a second when
-//! gathering and packing took turns, and comes at 1.3 to 1.5 M beside each other.)
+//! gathering and packing took turns, and comes at 1.3 to 1.6 M beside each other.)
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -126,7 +126,9 @@ impl Config {
                     Some(_) if unset => drop(new.others.remove(other)),
                     Some((_, fits)) if !fits(value) => return Err(wrong()),
                     Some(_) => {
-                        if let ("defaultRuleSet" | "overrideRuleSet", Err(refusal)) = (other, rules::check(value)) {
+                        if matches!(other, "defaultRuleSet" | "overrideRuleSet")
+                            && let Err(refusal) = rules::check(value)
+                        {
                             return Ok(Err(refusal));
                         }
                         new.others.insert(member.clone(), value.clone());

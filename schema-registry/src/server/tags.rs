@@ -70,9 +70,10 @@ impl Changes {
         // It is another version whatever is changed, and tells its number, which is not known yet.
         let metadata = self.metadata.map(Value::Object).or(content.metadata.as_deref().cloned());
         let metadata = Some(numbering::numbered(metadata, 0));
-        let (own, more) = (self.rule_set.map(Value::Object), self.rules_to_merge.map(Value::Object));
-        let kept = own.as_ref().filter(|_| more.is_none() && self.rules_to_remove.is_empty());
-        let mut rule_set = merge::rule_set(kept.or(content.rule_set.as_deref()), more.as_ref());
+        let more = self.rules_to_merge.map(Value::Object);
+        // What is merged into, or taken from, is what was there.
+        let own = self.rule_set.map(Value::Object).filter(|_| more.is_none() && self.rules_to_remove.is_empty());
+        let mut rule_set = merge::rule_set(own.as_ref().or(content.rule_set.as_deref()), more.as_ref());
         // One without rules stays one: without any, it would be the last version's.
         for rules in rule_set.iter_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut) {
             let gone = |rule: &Value| self.rules_to_remove.iter().any(|name| rule["name"] == **name);
