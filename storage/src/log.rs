@@ -69,6 +69,8 @@ pub struct Options {
     pub retain: Retain,
     /// Bytes appended and not yet durable, at most.
     pub in_flight: usize,
+    /// Zeros written ahead of small groups at a time; 0: none.
+    pub ahead: u64,
     /// Where a new log begins: beyond every checkpoint of one before it.
     pub first_offset: Offset,
 }
@@ -79,6 +81,7 @@ impl Default for Options {
             segment_bytes: 256 << 20,
             retain: Retain { age: None, bytes: None },
             in_flight: 8 << 20,
+            ahead: 1 << 20,
             first_offset: Offset(0),
         }
     }
@@ -198,6 +201,16 @@ impl<F: Files> Shared<F> {
         }
     }
 
+    /// Bytes that a segment takes; of the newest, those of its frames.
+    pub(crate) fn length(&self, base: u64) -> u64 {
+        let shown = self.shown();
+        if base == shown.segment {
+            return shown.length;
+        }
+        let path = segment_path(&self.folder, base);
+        self.files.open(&path).and_then(|file| file.length()).unwrap_or(0)
+    }
+
     /// First offsets of all segments, the newest last.
     pub(crate) fn bases(&self) -> Vec<u64> {
         self.sealed.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
@@ -296,6 +309,7 @@ impl<F: Files> Log<F> {
             segment,
             file,
             length,
+            ahead_to: 0,
             forgotten: length,
             index,
             joined: Vec::new(),
@@ -388,12 +402,8 @@ impl<F: Files> Log<F> {
     /// Numbers.
     pub fn stats(&self) -> Stats {
         let bases = self.shared.bases();
-        let length = |base: &u64| {
-            let path = segment_path(&self.shared.folder, *base);
-            self.shared.files.open(&path).and_then(|file| file.length()).unwrap_or(0)
-        };
         Stats {
-            bytes: bases.iter().map(length).sum(),
+            bytes: bases.iter().map(|&base| self.shared.length(base)).sum(),
             segments: bases.len() as u64,
             syncs: self.shared.syncs.load(Ordering::Relaxed),
             disk_full: self.shared.disk_full.load(Ordering::Relaxed),

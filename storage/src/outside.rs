@@ -230,15 +230,17 @@ impl<F: Files> LogFiles<F> {
     pub fn frames(&self, mut each: impl FnMut(RawFrame)) -> Result<()> {
         for base in self.bases()? {
             let scanner = self.scanner(base)?;
-            let mut at = 0;
+            let (mut at, mut tries) = (0, 0);
             loop {
                 match scanner.header(at)? {
                     Ok(header) => {
                         let length = header.frame_length();
                         each(RawFrame { segment: scanner.path.clone(), at, header });
-                        at += length;
+                        (at, tries) = (at + length, 0);
                     }
                     Err(Bad::End) => break,
+                    // It may only be being written.
+                    Err(_) if tries < CUTS => tries += 1,
                     Err(bad) => return Err(bad_frame(scanner.path.clone(), at, base, bad)),
                 }
             }
@@ -263,12 +265,23 @@ impl<F: Files> LogFiles<F> {
                 let what = format!("frames {sequence} to {} do not meet", head.sequence);
                 return Err(Error::Gap { path, what });
             }
+            // What the frames behind a bad one tell to be durable.
+            let mut behind = 0;
             let stop = loop {
                 match walk.step()? {
                     Ok((_, header, _)) => {
                         report.frames += 1;
                         report.records += u64::from(header.records);
                         progress(report.bytes + walk.scanner.at);
+                    }
+                    Err(Bad::Frame(_)) if newest && behind <= walk.next_sequence => {
+                        let told = walk.scanner.headers_behind(walk.scanner.at)?;
+                        behind = told.iter().map(|(_, header)| header.synced).max().unwrap_or(0);
+                        if behind <= walk.next_sequence {
+                            report.torn_bytes = walk.scanner.written()?.saturating_sub(walk.kept_at);
+                            break Bad::End;
+                        }
+                        // What is durable by now is whole by now, if it only was being written.
                     }
                     Err(bad) => break bad,
                 }
@@ -279,13 +292,9 @@ impl<F: Files> LogFiles<F> {
             match stop {
                 Bad::End => {}
                 Bad::Frame(what) => {
-                    let behind = walk.scanner.headers_behind(walk.scanner.at)?;
-                    let synced = behind.iter().map(|(_, h)| h.synced).max().unwrap_or(0).max(walk.synced);
-                    if !newest || synced > walk.next_sequence {
-                        walk.synced = synced;
-                        return Err(walk.corrupt(what));
-                    }
-                    report.torn_bytes = walk.scanner.length - walk.kept_at;
+                    let told = walk.scanner.headers_behind(walk.scanner.at)?;
+                    walk.synced = told.iter().map(|(_, header)| header.synced).max().unwrap_or(0).max(walk.synced);
+                    return Err(walk.corrupt(what));
                 }
                 bad => return Err(bad_frame(path, walk.scanner.at, walk.kept.offset, bad)),
             }

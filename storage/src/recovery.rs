@@ -53,7 +53,7 @@ pub(crate) struct Standing {
 /// What recovery found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// Bytes of a torn tail that were cut.
+    /// Bytes of a torn tail that were cut; zeros at its end do not count.
     pub cut_bytes: u64,
     /// Bytes above `synced` that were kept, and synced again.
     pub kept_bytes: u64,
@@ -102,12 +102,12 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
         }
     }
     let length = walk.kept_at;
-    let mut recovery = Recovery { cut_bytes: walk.scanner.length - length, kept_bytes: 0 };
+    let mut recovery = Recovery { cut_bytes: walk.scanner.written()?.saturating_sub(length), kept_bytes: 0 };
     if told > walk.kept.sequence {
         cut_groups(&walk, &file)?;
     }
     let unsynced = walk.unsynced.front().map_or(length, |&(_, at)| at).min(length);
-    if unsynced < length || recovery.cut_bytes > 0 {
+    if unsynced < length || walk.scanner.length > length {
         recovery.kept_bytes = length - unsynced;
         write_again(&mut walk.scanner, unsynced, length)?;
         file.truncate(length).map_err(|error| Error::io("cut the torn tail of", &path, error))?;

@@ -11,17 +11,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::files::{Files, LogFile, SyncPoint, segment_path};
+use crate::files::{Files, SyncPoint, segment_path};
 use crate::log::{Options, Shared};
 use crate::writer::PENDING_KEY;
 
 /// Removes what is neither needed nor to be kept.
 pub(crate) fn apply<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, options: &Options) -> Result<()> {
     let bases = shared.bases();
-    let lengths: Vec<u64> = bases
-        .iter()
-        .map(|&base| files.open(&segment_path(folder, base)).and_then(|file| file.length()).unwrap_or(0))
-        .collect();
+    let lengths: Vec<u64> = bases.iter().map(|&base| shared.length(base)).collect();
     let mut total: u64 = lengths.iter().sum();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
     let Some(floor) = floor(shared) else { return Ok(()) };

@@ -184,7 +184,8 @@ impl Header {
 /// Why there is no frame here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Bad {
-    /// The file ends here, between frames.
+    /// The file ends here, between frames, or holds nothing but zeros from here
+    /// on: those that are written ahead of small groups.
     End,
     /// What stands here is no whole frame.
     Frame(&'static str),
@@ -245,9 +246,18 @@ impl<F: LogFile> Scanner<F> {
         if at >= self.length {
             return Ok(Err(Bad::End));
         }
-        let Some(fixed) = self.read(at, HEADER.min((self.length - at) as usize))?.filter(|b| b.len() == HEADER) else {
+        let look = || self.read(at, HEADER.min((self.length - at) as usize)).map(Option::unwrap_or_default);
+        let mut fixed = look()?;
+        if !fixed.starts_with(&MAGIC) {
+            if self.written()? <= at {
+                return Ok(Err(Bad::End));
+            }
+            // Between the two looks a frame may have come in place of the zeros.
+            fixed = look()?;
+        }
+        if fixed.len() < HEADER {
             return Ok(Err(Bad::Frame("the file ends within a header")));
-        };
+        }
         if fixed[..4] != MAGIC {
             return Ok(Err(Bad::Frame("no frame begins here")));
         }
@@ -327,6 +337,23 @@ impl<F: LogFile> Scanner<F> {
             }
             Err(bad) => Ok(Err(bad)),
         }
+    }
+
+    /// Where the zeros begin that the file ends with.
+    pub(crate) fn written(&self) -> Result<u64> {
+        const WINDOW: usize = 64 << 10;
+        let mut window = vec![0; WINDOW];
+        let mut end = self.length;
+        while end > 0 {
+            let window = &mut window[..WINDOW.min(end as usize)];
+            let from = end - window.len() as u64;
+            let read = self.file.read_at(window, from).map_err(|error| Error::io("read", &self.path, error))?;
+            if let Some(last) = window[..read].iter().rposition(|byte| *byte != 0) {
+                return Ok(from + last as u64 + 1);
+            }
+            end = from;
+        }
+        Ok(0)
     }
 
     /// Headers that stand whole anywhere behind `at`: how something durable

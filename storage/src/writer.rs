@@ -3,6 +3,10 @@
 //! A group is synced when 2 MiB wait, or the input is drained, or its oldest
 //! frame has waited for 5 ms while more keeps coming. While a sync runs, the
 //! next group gathers in the channel.
+//!
+//! A sync of a file that grew writes the file system's journal too. So zeros are
+//! written ahead of small groups, once for many, and frames then stand in place
+//! of zeros.
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,6 +37,7 @@ const GROUP_BYTES: usize = 2 << 20;
 pub(crate) const FORGOTTEN: u64 = 1 << 20;
 /// Copying so much costs less than a second call.
 const SMALL: usize = 16 << 10;
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 const LINGER: Duration = Duration::from_millis(5);
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -70,6 +75,8 @@ pub(crate) struct Writer<F: Files> {
     pub(crate) segment: u64,
     pub(crate) file: F::File,
     pub(crate) length: u64,
+    /// No zeros are written ahead before the length reaches this.
+    pub(crate) ahead_to: u64,
     /// Of the file, what memory need not hold.
     pub(crate) forgotten: u64,
     pub(crate) index: Index,
@@ -112,13 +119,24 @@ impl<F: Files> Writer<F> {
                 Err(error) => return self.poison(error),
             }
         };
-        if let Err(error) = self.sync().and_then(|()| self.idle()).and_then(|()| self.sync()) {
+        if let Err(error) = self.end() {
             return self.poison(error);
         }
         self.shared.close();
         if let Some(done) = closing {
             let _ = done.send(());
         }
+    }
+
+    /// Leaves a file that ends with its last frame.
+    fn end(&mut self) -> Result<()> {
+        self.sync()?;
+        self.idle()?;
+        self.options.ahead = 0;
+        if self.ahead_to > self.length {
+            self.end_here()?;
+        }
+        self.sync()
     }
 
     fn turn(&mut self) -> Result<Option<Option<oneshot::Sender<()>>>> {
@@ -324,7 +342,7 @@ impl<F: Files> Writer<F> {
                 return Err(Error::fatal("writing", path, error));
             }
             // This part was never synced or shown: what of it was written is cut off again.
-            self.file.truncate(self.length).map_err(|error| Error::fatal("cutting", &path, error))?;
+            self.end_here()?;
             if !self.shared.disk_full.swap(true, Ordering::Relaxed) {
                 tracing::error!(segment = %path.display(), "disk full: nothing more is read from the source until there is room");
             }
@@ -338,9 +356,42 @@ impl<F: Files> Writer<F> {
         }
     }
 
+    /// Zeros behind a small group, for those that follow: a sync that finds the
+    /// file's length and blocks as they were writes nothing else. It never goes
+    /// beyond where a segment is sealed, so that a sealed one has none.
+    fn write_ahead(&mut self) -> Result<()> {
+        if self.length < self.ahead_to || self.unsynced > SMALL {
+            return Ok(());
+        }
+        let to = (self.length + self.options.ahead).min(self.options.segment_bytes);
+        let mut at = self.length;
+        while at < to {
+            let zeros = &ZEROS[..ZEROS.len().min((to - at) as usize)];
+            match self.file.write_at(zeros, at) {
+                Ok(()) => at += zeros.len() as u64,
+                // It goes without. What there was room for is left to the frames.
+                Err(error) if is_full(&error) => {
+                    self.end_here()?;
+                    break;
+                }
+                Err(error) => return Err(Error::fatal("writing", segment_path(&self.folder, self.segment), error)),
+            }
+        }
+        self.ahead_to = to;
+        Ok(())
+    }
+
+    /// Cuts off what stands behind the last frame.
+    fn end_here(&mut self) -> Result<()> {
+        self.ahead_to = 0;
+        let path = || segment_path(&self.folder, self.segment);
+        self.file.truncate(self.length).map_err(|error| Error::fatal("cutting", path(), error))
+    }
+
     fn sync(&mut self) -> Result<()> {
         self.oldest = None;
         if self.synced < self.standing.sequence {
+            self.write_ahead()?;
             fault::point("before-fsync");
             let path = || segment_path(&self.folder, self.segment);
             self.file.sync(SyncPoint::Group).map_err(|error| Error::fatal("sync of", path(), error))?;
@@ -420,7 +471,7 @@ impl<F: Files> Writer<F> {
         self.index = Index::default();
         self.synced = self.standing.sequence;
         self.segment = self.standing.offset;
-        (self.file, self.length, self.forgotten) = (file, length, 0);
+        (self.file, self.length, self.ahead_to, self.forgotten) = (file, length, 0, 0);
         self.whole.segment = self.segment;
         self.whole.length = length;
         self.untold = false;

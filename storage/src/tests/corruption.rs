@@ -344,7 +344,8 @@ fn a_row_that_holds_a_log_is_no_proof_against_a_torn_tail() {
         position: None,
         records: 1,
         event_time: crate::Micros(0),
-        payload: truth.disk.read(truth.newest()).unwrap().into(),
+        // It must not end with zeros, which would not count as torn.
+        payload: [truth.disk.read(truth.newest()).unwrap(), vec![1]].concat().into(),
         state: Vec::new(),
         ends_transaction: true,
     };

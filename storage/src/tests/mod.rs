@@ -1,5 +1,6 @@
 //! Proof of the log: on a disk that forgets, and against a model of it.
 
+mod ahead;
 mod conforming;
 mod corruption;
 mod failing_io;

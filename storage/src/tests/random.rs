@@ -46,8 +46,10 @@ proptest! {
         segment_bytes in prop_oneof![Just(400u64), Just(3000), Just(20_000)],
         first in prop_oneof![Just(0u64), Just(1_000_000)],
         keep in proptest::option::of(0..9000u64),
+        ahead in prop_oneof![Just(0u64), Just(100), Just(1500), Just(1 << 20)],
     ) {
-        let mut options = Options { segment_bytes, first_offset: crate::Offset(first), ..Options::default() };
+        let first_offset = crate::Offset(first);
+        let mut options = Options { segment_bytes, first_offset, ahead, ..Options::default() };
         options.retain.bytes = keep;
         let mut life = Life::new(Simulated::new(), Model::default(), options);
         let lived = block_on(async {
