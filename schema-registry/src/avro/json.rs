@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 /// JSON nested deeper is refused: every level costs stack, here and in whoever reads it.
 const MAX_DEPTH: usize = 256;
@@ -19,8 +19,9 @@ pub(super) enum Json<'a> {
     Text(Cow<'a, str>),
     List(Vec<Json<'a>>),
     Object(Object<'a>),
-    /// A number, true, false, null.
-    Plain(Value),
+    Number(Number),
+    Bool(bool),
+    Null,
 }
 
 /// Members in their order; of a name that comes twice, the last value, as
@@ -50,7 +51,7 @@ impl<'a> Json<'a> {
 
     pub(super) fn as_u64(&self) -> Option<u64> {
         match self {
-            Self::Plain(value) => value.as_u64(),
+            Self::Number(number) => number.as_u64(),
             _ => None,
         }
     }
@@ -61,7 +62,9 @@ impl<'a> Json<'a> {
             Self::Text(text) => Value::String(text.clone().into_owned()),
             Self::List(items) => Value::Array(items.iter().map(Self::to_value).collect()),
             Self::Object(object) => Value::Object(object.members(|_| true)),
-            Self::Plain(value) => value.clone(),
+            Self::Number(number) => Value::Number(number.clone()),
+            Self::Bool(value) => Value::Bool(*value),
+            Self::Null => Value::Null,
         }
     }
 }
@@ -95,23 +98,23 @@ impl<'de> Visitor<'de> for Reader {
     }
 
     fn visit_unit<E>(self) -> Result<Json<'de>, E> {
-        Ok(Json::Plain(Value::Null))
+        Ok(Json::Null)
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Json<'de>, E> {
-        Ok(Json::Plain(value.into()))
+        Ok(Json::Bool(value))
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Json<'de>, E> {
-        Ok(Json::Plain(value.into()))
+        Ok(Json::Number(value.into()))
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Json<'de>, E> {
-        Ok(Json::Plain(value.into()))
+        Ok(Json::Number(value.into()))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Json<'de>, E> {
-        Ok(Json::Plain(value.into()))
+        Ok(Number::from_f64(value).map_or(Json::Null, Json::Number))
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Json<'de>, E> {

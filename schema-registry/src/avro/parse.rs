@@ -11,7 +11,7 @@ use super::{Avro, Enum, Field, Fixed, Kind, Name, Named, Node, NodeId, Record};
 /// Of a name, in bytes.
 const MAX_NAME: usize = 4096;
 /// Records with more fields than this are given an index.
-const FEW: usize = 8;
+const FEW: usize = 16;
 
 /// Why a text is no schema.
 pub(crate) type Reason = String;
@@ -47,7 +47,7 @@ struct Parser {
     names: HashMap<Name, NodeId>,
     /// Types of Avro's own without properties: one node each, however often
     /// they are named.
-    primitives: HashMap<&'static str, NodeId>,
+    primitives: Vec<(&'static str, NodeId)>,
     /// Records whose fields are not all known yet.
     open: HashMap<NodeId, Name>,
     strict: bool,
@@ -58,6 +58,8 @@ struct Parser {
 struct Place<'a> {
     space: &'a str,
     owner: &'a str,
+    /// Of the owner, if it is one of its fields.
+    field: Option<&'a str>,
 }
 
 impl Parser {
@@ -66,7 +68,7 @@ impl Parser {
             return Err("the schema is empty".into());
         }
         let value = Json::parse(text)?;
-        self.schema(&value, Place { space: "", owner: "" })
+        self.schema(&value, Place { space: "", owner: "", field: None })
     }
 
     fn add(&mut self, kind: Kind, properties: Map<String, Value>) -> NodeId {
@@ -79,11 +81,11 @@ impl Parser {
             return self.add(kind, properties);
         }
         let word = kind.word();
-        if let Some(id) = self.primitives.get(word) {
+        if let Some((_, id)) = self.primitives.iter().find(|(known, _)| *known == word) {
             return *id;
         }
         let id = self.add(kind, properties);
-        self.primitives.insert(word, id);
+        self.primitives.push((word, id));
         id
     }
 
@@ -220,16 +222,17 @@ impl Parser {
         self.define(name, place, |parser, _| {
             let full = named.name.full();
             let mut made = Vec::with_capacity(fields.len());
-            let mut places = HashMap::with_capacity(fields.len());
+            let mut places = HashMap::new();
             for (i, field) in fields.iter().enumerate() {
                 let field = parser.field(field, &named.name.space, &full)?;
-                if places.insert(field.name.clone(), i as u32).is_some() {
+                let twice = match fields.len() {
+                    ..=FEW => made.iter().any(|other: &Field| other.name == field.name),
+                    _ => places.insert(field.name.clone(), i as u32).is_some(),
+                };
+                if twice {
                     return Err(format!("record {full:?} has field {:?} twice", &*field.name));
                 }
                 made.push(field);
-            }
-            if made.len() <= FEW {
-                places = HashMap::new();
             }
             let record = Record { named, is_error, fields: made, places };
             Ok(Node { kind: Kind::Record(Box::new(record)), properties: properties(object, RESERVED) })
@@ -237,7 +240,7 @@ impl Parser {
     }
 
     fn field(&mut self, value: &Json<'_>, space: &str, owner: &str) -> Result<Field, Reason> {
-        let place = Place { space, owner };
+        let place = Place { space, owner, field: None };
         let Json::Object(object) = value else {
             return Err(at(place, format!("a field is an object, not {}", shown(value))));
         };
@@ -245,8 +248,7 @@ impl Parser {
         if self.strict && !is_name(name) {
             return Err(at(place, format!("{name:?} is no name of a field")));
         }
-        let inside = format!("{owner}.{name}");
-        let place = Place { space, owner: &inside };
+        let place = Place { field: Some(name), ..place };
         let ty = object.get("type").ok_or_else(|| at(place, "has no \"type\"".into()))?;
         let ty = self.schema(ty, place)?;
         let order = match text(object, "order", place)? {
@@ -321,7 +323,7 @@ fn properties(object: &Object<'_>, reserved: &[&str]) -> Map<String, Value> {
 
 fn text<'a>(object: &'a Object<'_>, member: &str, place: Place<'_>) -> Result<Option<&'a str>, Reason> {
     match object.get(member) {
-        None | Some(Json::Plain(Value::Null)) => Ok(None),
+        None | Some(Json::Null) => Ok(None),
         Some(Json::Text(text)) => Ok(Some(text)),
         Some(other) => Err(at(place, format!("{member:?} must be a text, not {}", shown(other)))),
     }
@@ -330,7 +332,7 @@ fn text<'a>(object: &'a Object<'_>, member: &str, place: Place<'_>) -> Result<Op
 fn texts(object: &Object<'_>, member: &str, place: Place<'_>) -> Result<Vec<String>, Reason> {
     let wrong = |other: &Json<'_>| at(place, format!("{member:?} must be a list of texts, not {}", shown(other)));
     match object.get(member) {
-        None | Some(Json::Plain(Value::Null)) => Ok(Vec::new()),
+        None | Some(Json::Null) => Ok(Vec::new()),
         Some(Json::List(items)) => {
             items.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(|| wrong(item))).collect()
         }
@@ -345,7 +347,11 @@ pub(super) fn is_name(text: &str) -> bool {
 }
 
 fn at(place: Place<'_>, what: String) -> Reason {
-    if place.owner.is_empty() { what } else { format!("{}: {what}", place.owner) }
+    match (place.owner, place.field) {
+        ("", None) => what,
+        (owner, None) => format!("{owner}: {what}"),
+        (owner, Some(field)) => format!("{owner}.{field}: {what}"),
+    }
 }
 
 fn shown(value: &Json<'_>) -> String {
