@@ -1,5 +1,6 @@
 //! R1 to R4: the registry alone, `highwater run` with nothing but `[registry]`.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::http::{Client, request};
+use crate::http::{Client, crowd, request};
 use crate::machine::{Calm, fdatasync, memory, quantile};
 use crate::report::Figure;
 use crate::server::must;
 use crate::{Bench, Result};
 
-/// Connections, each with a thread of its own and one request under way.
+/// Connections, each with one request under way.
 const CLIENTS: usize = 8;
 
 /// A daemon that is a registry; it ends with this.
@@ -149,7 +150,7 @@ pub(crate) fn registry(bench: &Bench, wants: &impl Fn(&[&str]) -> bool) -> Resul
     Ok(figures)
 }
 
-/// What all clients do again and again, each on a connection of its own; a second.
+/// What all clients do again and again, each on a connection and a thread of its own; a second.
 fn rate(port: u16, time: Duration, one: impl Fn(&mut Client) -> Result<(), String> + Sync) -> Result<f64> {
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let started = Instant::now();
@@ -211,20 +212,21 @@ fn lookup(bench: &Bench) -> Result<Figure> {
 }
 
 /// New schemas by all clients, each under a subject of its own; a second.
-fn registrations(port: u16, time: Duration, next: &AtomicU64) -> Result<f64> {
-    // A client whose own work is small: it shares the processors.
+fn registrations(port: u16, time: Duration, next: &mut u64) -> Result<f64> {
     let template = body(&schema(0, 12));
     let (head, tail) = template.split_once("Table0").ok_or("a schema has its name")?;
-    rate(port, time, |client| {
-        let n = next.fetch_add(1, Ordering::Relaxed);
-        let text = format!("{head}Table{n}{tail}");
-        let asked = request("POST", &format!("/subjects/t{n}/versions"), &text);
-        let (status, answer) = client.send(&asked).map_err(|error| error.to_string())?;
-        match status == 200 && answer.starts_with(b"{\"id\":") {
-            true => Ok(()),
-            false => Err(format!("{status} {}", String::from_utf8_lossy(answer))),
-        }
-    })
+    let ask = |asked: &mut Vec<u8>| {
+        let n = *next;
+        *next += 1;
+        let length = head.len() + "Table".len() + n.checked_ilog10().unwrap_or(0) as usize + 1 + tail.len();
+        // A vector takes all that is written.
+        let _ = write!(
+            asked,
+            "POST /subjects/t{n}/versions HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{head}Table{n}{tail}"
+        );
+    };
+    crowd(port, CLIENTS, time, ask, |status, answer| status == 200 && answer.starts_with(b"{\"id\":"))
 }
 
 /// R2: the same clients with the same bodies, against a route that syncs each;
@@ -234,12 +236,12 @@ fn register(bench: &Bench) -> Result<[Figure; 2]> {
     let bare = Bare::of("bare-sync", &registry.folder.join("synced"))?;
     let time = Duration::from_millis(if bench.quick { 1_000 } else { 4_000 });
     let (mut rounds, mut alone, mut rates, mut syncs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (next, others) = (AtomicU64::new(1), AtomicU64::new(1));
+    let (mut next, mut others) = (1, 1);
     for round in 0..bench.rounds {
         let calm = Calm::look(round);
         let mut took = fdatasync(&bench.folder, 200)?;
-        let ours = || registrations(registry.port, time, &next);
-        let theirs = || registrations(bare.port, time / 2, &others);
+        let mut ours = || registrations(registry.port, time, &mut next);
+        let mut theirs = || registrations(bare.port, time / 2, &mut others);
         let (rate, each) = match round % 2 {
             0 => (ours()?, theirs()?),
             _ => {
@@ -257,7 +259,7 @@ fn register(bench: &Bench) -> Result<[Figure; 2]> {
         syncs.push(sync);
     }
     // All that was acknowledged is there after a kill, one id each.
-    let total = next.into_inner() - 1;
+    let total = next - 1;
     let folder = registry.folder.clone();
     drop(registry);
     let (registry, _) = Registry::start(&folder)?;

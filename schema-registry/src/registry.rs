@@ -121,6 +121,13 @@ struct Versions {
     changed: u64,
 }
 
+/// Makes room in a list that mostly stays at one: a hundred thousand of them.
+fn one_more<T>(list: &mut Vec<T>) {
+    if list.is_empty() {
+        list.reserve_exact(1);
+    }
+}
+
 impl Shown {
     fn shows(self, version: &Version) -> bool {
         match self {
@@ -155,17 +162,16 @@ impl Registry {
                 }
             }
             Change::Version { subject, version, id, deleted } => {
-                let name = match self.subjects.get_key_value(subject) {
-                    Some((name, _)) => name.clone(),
-                    None => subject.clone(),
-                };
                 let new = Version { version: *version, id: *id, deleted: *deleted };
-                let versions = self.subjects.entry(name.clone()).or_default();
+                let entry = self.subjects.entry(subject.clone());
+                let name = entry.key().clone();
+                let versions = entry.or_default();
                 self.changes += 1;
                 versions.changed = self.changes;
                 match versions.all.binary_search_by_key(version, |v| v.version) {
                     Ok(place) => versions.all[place] = new,
                     Err(place) => {
+                        one_more(&mut versions.all);
                         versions.all.insert(place, new);
                         self.count += 1;
                     }
@@ -179,6 +185,7 @@ impl Registry {
                 if let Some(held) = context.schemas.get_mut(id) {
                     let place = held.uses.binary_search_by(|(s, v)| (&**s, *v).cmp(&(&**subject, *version)));
                     if let Err(place) = place {
+                        one_more(&mut held.uses);
                         held.uses.insert(place, (name, *version));
                     }
                 }

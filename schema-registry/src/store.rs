@@ -45,11 +45,14 @@ pub struct Limits {
     pub versions: usize,
     /// How long a comparison may take.
     pub patience: Duration,
+    /// Bytes of log behind a snapshot, while it is less than half the snapshot's:
+    /// then a new one is written. A start reads them, 300 MB a second.
+    pub tail: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { versions: 1_000_000, patience: Duration::from_secs(1) }
+        Self { versions: 1_000_000, patience: Duration::from_secs(1), tail: 256 << 20 }
     }
 }
 
@@ -92,10 +95,11 @@ struct Appended {
 const IN_FLIGHT: usize = 4_096;
 /// Of the log's segments: a start looks at the last one byte by byte.
 const SEGMENT_BYTES: u64 = 4 << 20;
+/// After a group, the next few registrations are mostly on their way: 4 to 7 % more
+/// of them, by eight clients on two processors.
+const AWAKE: Duration = Duration::from_micros(30);
 /// A start that had to read more behind the snapshot writes a new one beside its work.
 const TAIL_AT_START: u64 = 4 << 20;
-/// While it runs: behind the last snapshot, or half as much as it has.
-const TAIL: u64 = 64 << 20;
 
 impl Store {
     /// Opens the registry in a folder, or makes it: reads the newest snapshot,
@@ -104,7 +108,7 @@ impl Store {
         let folder = folder.as_ref().to_path_buf();
         let opened = folder.clone();
         let loaded = tokio::task::spawn_blocking(move || {
-            let options = Options { segment_bytes: SEGMENT_BYTES, ..Options::default() };
+            let options = Options { segment_bytes: SEGMENT_BYTES, awake: Some(AWAKE), ..Options::default() };
             let (log, _) = Log::open(&opened, options)?;
             let mut registry = Registry::default();
             let from = snapshot::load(&opened, Some(log.id()), &mut |change| registry.apply(&change))?;
@@ -358,7 +362,7 @@ async fn apply_in_order(
         {
             last = written.await.unwrap_or(last);
         }
-        if writing.is_none() && since > (last / 2).max(TAIL) {
+        if writing.is_none() && since > (last / 2).max(inner.limits.tail) {
             (since, writing) = (0, Some(write(next)));
         }
     }

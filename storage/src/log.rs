@@ -69,6 +69,8 @@ pub struct Options {
     pub retain: Retain,
     /// Bytes appended and not yet durable, at most.
     pub in_flight: usize,
+    /// How long the writer stays awake after a group; None: it sleeps at once.
+    pub awake: Option<Duration>,
     /// Zeros written ahead of small groups at a time; 0: none.
     pub ahead: u64,
     /// Where a new log begins: beyond every checkpoint of one before it.
@@ -81,6 +83,7 @@ impl Default for Options {
             segment_bytes: 256 << 20,
             retain: Retain { age: None, bytes: None },
             in_flight: 8 << 20,
+            awake: None,
             ahead: 1 << 20,
             first_offset: Offset(0),
         }
@@ -317,6 +320,7 @@ impl<F: Files> Log<F> {
             waiting: Default::default(),
             unsynced: 0,
             oldest: None,
+            awake: None,
             changes: Vec::new(),
             untold: false,
             whole: shown,
@@ -501,10 +505,15 @@ impl<F: Files> EventLog for Log<F> {
         }
         // A batch greater than the bound takes all the room there is.
         let permits = size.min(self.in_flight).min(u32::MAX as usize) as u32;
-        let mut failure = self.shared.failure.subscribe();
-        let room = tokio::select! {
-            room = self.room.clone().acquire_many_owned(permits) => room.map_err(|_| Error::Closed)?,
-            _ = failure.wait_for(Option::is_some) => return Err(self.error()),
+        let room = match self.room.clone().try_acquire_many_owned(permits) {
+            Ok(room) => room,
+            Err(_) => {
+                let mut failure = self.shared.failure.subscribe();
+                tokio::select! {
+                    room = self.room.clone().acquire_many_owned(permits) => room.map_err(|_| Error::Closed)?,
+                    _ = failure.wait_for(Option::is_some) => return Err(self.error()),
+                }
+            }
         };
         let (done, commit) = oneshot::channel();
         let request = Request::Append { batch, done, room: Some(room) };

@@ -43,8 +43,11 @@ fn main() -> std::process::ExitCode {
         }
     };
     log_to_stderr(&args);
+    // More than there are processors wake each other for nothing; of one, whoever
+    // holds it for a while would hold up all.
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
+        .worker_threads(workers)
         .thread_name("highwater")
         .enable_all()
         .build()

@@ -190,8 +190,11 @@ impl<'de> Deserialize<'de> for Key<'de> {
     }
 }
 
-/// Counts brackets outside of strings.
+/// Counts brackets outside of strings; where there are few, it need not look where.
 fn is_shallow(text: &[u8]) -> bool {
+    if text.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
+        return true;
+    }
     let (mut depth, mut inside, mut escaped) = (0usize, false, false);
     for &byte in text {
         match byte {

@@ -97,6 +97,10 @@ impl Demand {
     }
 }
 
+fn next_version(all: &[Version]) -> u32 {
+    all.last().map_or(1, |version| version.version + 1)
+}
+
 impl NewSchema {
     /// Whether a version that is there already is all that is asked for.
     pub(crate) fn is_answered_by(&self, found: &Found, importing: bool) -> Option<Registered> {
@@ -111,10 +115,6 @@ impl Registry {
     pub(crate) fn stamp(&self, subject: &Subject) -> Stamp {
         let subject = self.subjects.get(subject.as_str()).map_or(0, |versions| versions.changed);
         Stamp { subject, settings: self.settings_changes }
-    }
-
-    fn next_version(&self, subject: &Subject) -> u32 {
-        self.all(subject.as_str()).last().map_or(1, |version| version.version + 1)
     }
 
     /// What says something of no text says it of the last version's (None: it has
@@ -151,7 +151,8 @@ impl Registry {
         // What is imported may refer to what is deleted by now.
         self.draw(subject, &resolved, Shown::with_deleted(importing), 0, &mut drawn)?;
         let level = self.level(subject);
-        let last = self.all(subject.as_str()).iter().rev().find(|version| !version.deleted);
+        let all = self.all(subject.as_str());
+        let last = all.iter().rev().find(|version| !version.deleted);
         let last = last.and_then(|version| self.schema(subject.context(), version.id)).cloned();
         // What is imported is as it was elsewhere.
         let additions = if importing { None } else { self.additions(subject) };
@@ -164,7 +165,7 @@ impl Registry {
             validate_fields: self.validates_fields(subject),
             earlier: self.earlier(subject, level, new, last.as_deref(), additions.as_deref())?,
             last,
-            next: self.next_version(subject),
+            next: next_version(all),
             additions,
             stamp: self.stamp(subject),
         })
@@ -297,7 +298,7 @@ impl Registry {
         }
         may_register(subject, given.is_some(), mode)?;
         let all = self.all(subject.as_str());
-        let next = self.next_version(subject);
+        let next = next_version(all);
         let wanted = new.version.filter(|&version| version > 0).map(|version| version as u32);
         let context = self.contexts.get(subject.context());
         let known = context.and_then(|of| of.ids.get(&parsed.guid)).copied();

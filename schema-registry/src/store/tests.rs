@@ -105,7 +105,8 @@ async fn versions_that_race_are_all_compared_with_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_replaces_the_log_before_it() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(open(folder.path()).await);
+    let limits = Limits { tail: 64 << 20, ..Limits::default() };
+    let store = Arc::new(Store::open(folder.path(), limits).await.unwrap());
     store.set_config(None, json!({"compatibility": "none"}).as_object().unwrap().clone()).await.unwrap().unwrap();
     let filler = "x".repeat(400_000);
     let fill = async |from: usize, upto: usize| {
