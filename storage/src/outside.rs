@@ -334,6 +334,16 @@ pub struct Cursor<F: Files = Disk> {
     inside: bool,
 }
 
+/// What is to be found where a transaction may begin.
+enum Begins {
+    /// One that is whole and durable.
+    Whole,
+    /// One that is not yet.
+    Later,
+    /// None: the segment ends. A step may find one all the same, written since.
+    Elsewhere,
+}
+
 impl<F: Files> Cursor<F> {
     /// The state as of the frame given last, or later.
     pub fn state(&self) -> &State {
@@ -351,20 +361,29 @@ impl<F: Files> Cursor<F> {
                     return Ok(None);
                 }
             }
-            if !self.inside && !self.begin()? {
-                return Ok(None);
+            if !self.inside {
+                match self.begin()? {
+                    Begins::Whole => {}
+                    Begins::Later => return Ok(None),
+                    Begins::Elsewhere => {
+                        if !self.next_segment()? {
+                            return Ok(None);
+                        }
+                        continue;
+                    }
+                }
             }
             let frame = match self.walk.step()? {
                 Ok((_, header, payload)) => {
                     self.inside = !header.ends_transaction;
                     (header, payload)
                 }
-                Err(Bad::End) => {
-                    if !self.next_segment()? {
-                        return Ok(None);
-                    }
-                    continue;
+                Err(Bad::End) if !self.inside => {
+                    // A start has cut it off since.
+                    self.synced = 0;
+                    return Ok(None);
                 }
+                Err(Bad::End) => return Err(self.walk.corrupt("the rest of a transaction is gone")),
                 Err(Bad::Frame(what)) => return Err(self.walk.corrupt(what)),
                 Err(bad) => return Err(bad_frame(self.walk.scanner.path.clone(), self.walk.scanner.at, 0, bad)),
             };
@@ -390,9 +409,8 @@ impl<F: Files> Cursor<F> {
         }
     }
 
-    /// Looks at the transaction that begins here; false if it is not whole and
-    /// durable yet.
-    fn begin(&mut self) -> Result<bool> {
+    /// Looks at the transaction that begins here.
+    fn begin(&mut self) -> Result<Begins> {
         for tries in 0.. {
             if tries > 0 {
                 self.refresh()?;
@@ -400,16 +418,16 @@ impl<F: Files> Cursor<F> {
             let scanner = &self.walk.scanner;
             let first = match scanner.header(scanner.at)? {
                 Ok(first) if self.walk.wrong(&first).is_none() => first,
-                Err(Bad::End) => return Ok(true),
+                Err(Bad::End) => return Ok(Begins::Elsewhere),
                 _ if self.walk.next_sequence >= self.synced => break,
                 _ if tries < CUTS => continue,
                 // Told as the corruption it is by the next step.
-                _ => return Ok(true),
+                _ => return Ok(Begins::Whole),
             };
             match commit_of(&scanner.at(scanner.at + first.frame_length()), &first)? {
                 Ok(commit) if commit.last < self.synced => {
                     self.commit = commit;
-                    return Ok(true);
+                    return Ok(Begins::Whole);
                 }
                 Err((at, sequence, bad)) if sequence < self.synced => {
                     if tries >= CUTS {
@@ -421,7 +439,7 @@ impl<F: Files> Cursor<F> {
         }
         // Asks again how far all is durable by then.
         self.synced = 0;
-        Ok(false)
+        Ok(Begins::Later)
     }
 
     /// How long to wait before asking again.

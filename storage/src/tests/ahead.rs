@@ -85,8 +85,9 @@ fn what_is_damaged_among_zeros_is_torn_and_cut() {
         let disk = Simulated::new();
         let (log, _) = open(&disk);
         append(&log, 300).await;
-        drop(log);
+        // Before it can end the file here.
         let disk = disk.kill();
+        drop(log);
         let path = segment_path(folder(), 0);
         let (length, frames) = lengths(&disk)[0];
         assert!(length > frames + 500);
