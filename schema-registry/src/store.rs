@@ -52,7 +52,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { versions: 1_000_000, patience: Duration::from_secs(1), tail: 256 << 20 }
+        Self { versions: 1_000_000, patience: Duration::from_secs(1), tail: 128 << 20 }
     }
 }
 

@@ -116,8 +116,8 @@ async fn a_kill_while_a_snapshot_is_written_loses_nothing_that_was_told() {
         })
         .await;
         let mut told = Vec::new();
-        // Ends by the kill: a snapshot is written behind 64 MiB.
-        for n in 0..150 {
+        // Ends by the kill: a snapshot is written behind 128 MiB.
+        for n in 0..180 {
             let asked =
                 tokio::spawn(
                     async move { ask(port, "POST", &format!("/subjects/s{n}/versions"), &body(&text(n))).await },
