@@ -178,7 +178,8 @@ pub(crate) fn bad_frame(path: PathBuf, at: u64, offset: u64, bad: Bad) -> Error 
     match bad {
         Bad::Version(version) => Error::Version { path, version, known: VERSION },
         Bad::Frame(what) => Error::Corrupt { path, at, offset, what: what.into() },
-        Bad::End => Error::Corrupt { path, at, offset, what: "it has no head".into() },
+        Bad::End if at == 0 => Error::Corrupt { path, at, offset, what: "it has no head".into() },
+        Bad::End => Error::Corrupt { path, at, offset, what: "it ends here, or holds zeros alone".into() },
     }
 }
 
