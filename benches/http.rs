@@ -1,15 +1,18 @@
 //! A client of HTTP/1.1 that costs as little as it can: one connection, one
-//! request at a time, blocking.
+//! request at a time, blocking; and a crowd of them on one thread.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
 use crate::Result;
+
+/// For an answer.
+const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 pub(crate) struct Client {
     stream: TcpStream,
@@ -117,7 +120,9 @@ pub(crate) fn crowd(
     all.iter_mut().try_for_each(&mut begin)?;
     while !all.is_empty() {
         let mut waited: Vec<_> = all.iter().map(|client| PollFd::new(&client.stream, PollFlags::IN)).collect();
-        poll(&mut waited, None)?;
+        if poll(&mut waited, Some(&PATIENCE))? == 0 {
+            return Err("nothing was answered for a minute".into());
+        }
         let ready: Vec<bool> = waited.iter().map(|one| !one.revents().is_empty()).collect();
         let ending = started.elapsed() >= time;
         for (i, ready) in ready.into_iter().enumerate().rev() {

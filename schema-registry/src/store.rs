@@ -45,8 +45,8 @@ pub struct Limits {
     pub versions: usize,
     /// How long a comparison may take.
     pub patience: Duration,
-    /// Bytes of log behind a snapshot, while it is less than half the snapshot's:
-    /// then a new one is written. A start reads them, 300 MB a second.
+    /// A new snapshot is written when so many bytes of log came since the last, and
+    /// half as many as that one has. A start reads them, 300 MB a second.
     pub tail: u64,
 }
 

@@ -132,15 +132,17 @@ impl<F: Files> LogFiles<F> {
     fn synced(&self, base: u64, from: u64) -> Result<u64> {
         let scanner = self.scanner(base)?;
         let (mut at, mut synced) = (from, 0);
-        while let Ok(header) = scanner.header(at)? {
-            synced = synced.max(header.synced);
-            at += header.frame_length();
+        loop {
+            match scanner.header(at)? {
+                Ok(header) => {
+                    synced = synced.max(header.synced);
+                    at += header.frame_length();
+                }
+                Err(Bad::End) => return Ok(synced),
+                // Behind a bad frame there may be good ones that know more.
+                Err(_) => return Ok(synced.max(scanner.synced_behind(at)?)),
+            }
         }
-        // Behind a bad frame there may be good ones that know more.
-        for (_, header) in scanner.headers_behind(at)? {
-            synced = synced.max(header.synced);
-        }
-        Ok(synced)
     }
 
     /// The first offset of a transaction whose commit time may be at or after
@@ -275,8 +277,7 @@ impl<F: Files> LogFiles<F> {
                         progress(report.bytes + walk.scanner.at);
                     }
                     Err(Bad::Frame(_)) if newest && behind <= walk.next_sequence => {
-                        let told = walk.scanner.headers_behind(walk.scanner.at)?;
-                        behind = told.iter().map(|(_, header)| header.synced).max().unwrap_or(0);
+                        behind = walk.scanner.synced_behind(walk.scanner.at)?;
                         if behind <= walk.next_sequence {
                             report.torn_bytes = walk.scanner.written()?.saturating_sub(walk.kept_at);
                             break Bad::End;
@@ -292,8 +293,7 @@ impl<F: Files> LogFiles<F> {
             match stop {
                 Bad::End => {}
                 Bad::Frame(what) => {
-                    let told = walk.scanner.headers_behind(walk.scanner.at)?;
-                    walk.synced = told.iter().map(|(_, header)| header.synced).max().unwrap_or(0).max(walk.synced);
+                    walk.synced = walk.scanner.synced_behind(walk.scanner.at)?.max(walk.synced);
                     return Err(walk.corrupt(what));
                 }
                 bad => return Err(bad_frame(path, walk.scanner.at, walk.kept.offset, bad)),

@@ -95,8 +95,7 @@ pub(crate) fn recover<F: Files>(files: &F, folder: &Path) -> Result<Option<Found
     // What any header says, of a torn frame too.
     let mut told = walk.synced;
     if let Bad::Frame(what) = stop {
-        let behind = walk.scanner.headers_behind(walk.scanner.at)?;
-        told = behind.iter().map(|(_, header)| header.synced).max().unwrap_or(0).max(told);
+        told = walk.scanner.synced_behind(walk.scanner.at)?.max(told);
         if told > walk.next_sequence {
             return Err(walk.corrupt(what));
         }

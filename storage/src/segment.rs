@@ -358,7 +358,7 @@ impl<F: LogFile> Scanner<F> {
 
     /// Headers that stand whole anywhere behind `at`: how something durable
     /// behind a bad frame is found out.
-    pub(crate) fn headers_behind(&self, at: u64) -> Result<Vec<(u64, Header)>> {
+    fn headers_behind(&self, at: u64) -> Result<Vec<(u64, Header)>> {
         const WINDOW: usize = 1 << 20;
         let mut found = Vec::new();
         let mut from = at + 1;
@@ -379,6 +379,11 @@ impl<F: LogFile> Scanner<F> {
             from += (WINDOW - 3) as u64;
         }
         Ok(found)
+    }
+
+    /// The greatest `synced` that any of those tells; 0 if there are none.
+    pub(crate) fn synced_behind(&self, at: u64) -> Result<u64> {
+        Ok(self.headers_behind(at)?.iter().map(|(_, header)| header.synced).max().unwrap_or(0))
     }
 }
 

@@ -4,7 +4,7 @@
 //! frame has waited for 5 ms while more keeps coming. While a sync runs, the
 //! next group gathers in the channel.
 //!
-//! A sync of a file that grew writes the file system's journal too. So zeros are
+//! A sync of a file that grew writes its length and blocks too. So zeros are
 //! written ahead of small groups, once for many, and frames then stand in place
 //! of zeros.
 
@@ -37,6 +37,7 @@ const GROUP_BYTES: usize = 2 << 20;
 pub(crate) const FORGOTTEN: u64 = 1 << 20;
 /// Copying so much costs less than a second call.
 const SMALL: usize = 16 << 10;
+/// Written ahead, a piece at a time.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 const LINGER: Duration = Duration::from_millis(5);
 const IDLE: Duration = Duration::from_millis(50);
