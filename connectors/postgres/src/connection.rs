@@ -335,8 +335,12 @@ impl Connection {
                     .first_chunk::<5>()
                     .map_or(0, |header| u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize);
                 let enough = (message + BUFFER).max(self.buffer.len() + BUFFER);
-                let length = (self.buffer.len() * 2).min(enough).min(MAX_MESSAGE + BUFFER);
-                self.buffer.resize(length, 0);
+                let length = (self.buffer.len() * 16).min(enough).min(MAX_MESSAGE + BUFFER);
+                // Pages that nothing has come for are not touched, and a row of 64 MiB
+                // leaves no smaller buffers behind than one of 16.
+                let mut larger = vec![0; length];
+                larger[..self.end].copy_from_slice(&self.buffer[..self.end]);
+                self.buffer = larger;
             }
         }
         match self.line.read(&mut self.buffer[self.end..]) {

@@ -82,6 +82,7 @@ impl Plan {
         out: &mut Vec<u8>,
         absent: &mut Vec<u8>,
     ) -> Result<bool, ValueError> {
+        make_room(new.bytes(), out);
         let mut any = false;
         for (i, (cell, stream)) in new.cells().zip(&self.stream).enumerate() {
             let Some(column) = stream.column else { continue };
@@ -229,6 +230,7 @@ impl Plan {
     #[inline]
     pub(crate) fn copied(&self, row: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
         const SHORT: Why = "the row ends early";
+        make_room(row.len(), out);
         let mut rest = row.get(2..).ok_or(ValueError { column: 0, why: SHORT })?;
         for (column, plan) in self.columns.iter().enumerate() {
             let fail = |why| ValueError { column, why };
@@ -252,6 +254,13 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// For a row and, where it is a large one, what ends its batch: a buffer that
+/// has to grow again is there twice, the row in both.
+#[inline]
+fn make_room(row: usize, out: &mut Vec<u8>) {
+    out.reserve(row + row / 16);
 }
 
 /// The columns of a row of `COPY … (FORMAT binary)`; ends where the row does.
