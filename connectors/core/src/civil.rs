@@ -1,16 +1,18 @@
 //! The proleptic Gregorian calendar, after Howard Hinnant's
 //! <https://howardhinnant.github.io/date_algorithms.html>.
 
-/// Days since 1970-01-01 of a date; year 0 is 1 BC.
+/// Eras of 400 years that a year is moved by, so that none is negative.
+const ERAS: i64 = 2_500_000;
+
+/// Days since 1970-01-01 of a date; year 0 is 1 BC. Of a billion years on each side.
 #[inline]
 pub fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let month = i64::from(month);
-    let day_of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + i64::from(day) - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
+    // Years begin in March, so that a leap day is a year's last.
+    let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let year = (year + ERAS * 400) as u64;
+    let century = year / 100;
+    let days = year * 365 + year / 4 - century + century / 4 + u64::from((153 * month + 2) / 5 + day);
+    days as i64 - (ERAS * 146_097 + 719_469)
 }
 
 /// Year, month and day of days since 1970-01-01; year 0 is 1 BC.
@@ -39,9 +41,15 @@ mod tests {
             (-719_528, (0, 1, 1)),
             (-2_440_588, (-4713, 11, 24)),
             (2_145_042_905, (5_874_897, 12, 31)),
+            (-365_243_219_162, (-1_000_000_000 + 1, 1, 1)),
         ] {
             assert_eq!(civil_from_days(days), date);
             assert_eq!(days_from_civil(date.0, date.1, date.2), days);
+        }
+        // Every day of an era.
+        for days in -719_528..-719_528 + 146_097 {
+            let (year, month, day) = civil_from_days(days);
+            assert_eq!(days_from_civil(year, month, day), days);
         }
     }
 }

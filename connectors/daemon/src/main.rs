@@ -33,8 +33,9 @@ use clap::Parser;
 use crate::args::{Args, Command};
 use crate::exit::Exit;
 
-/// Of registrations by eight clients an eighth more than with the system's, which
-/// keeps lists that threads wait for; no more memory at the highest.
+/// Eight clients register 7 % more schemas than with the system's. At its highest
+/// memory is the same where a row of 64 MiB comes (166 MiB), and 191 instead of
+/// 176 MiB for 100,000 subjects.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -101,8 +101,12 @@ pub(crate) fn time(text: &str) -> Option<Micros> {
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
     let (date, clock) = (numbers(date, '-')?, numbers(clock, ':')?);
     let (&[year, month, day], &[hours, minutes, seconds]) = (date.as_slice(), clock.as_slice()) else { return None };
+    let fits = (0..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !fits || !(0..24).contains(&hours) || !(0..60).contains(&minutes) || !(0..=60).contains(&seconds) {
+        return None;
+    }
     let micros: i64 = if fraction.is_empty() { 0 } else { format!("{fraction:0<6}").get(..6)?.parse().ok()? };
-    let days = days_from_civil(year, u32::try_from(month).ok()?, u32::try_from(day).ok()?);
+    let days = days_from_civil(year, month as u32, day as u32);
     Some(Micros((((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1_000_000 + micros))
 }
 
@@ -237,6 +241,8 @@ mod tests {
     fn a_time_is_read_to_the_microsecond() {
         assert_eq!(time("1970-01-02T00:00:01.5Z"), Some(Micros(86_401_500_000)));
         assert_eq!(time("yesterday"), None);
+        assert_eq!(time("99999999999999-01-02T00:00:01Z"), None);
+        assert_eq!(time("2026-13-01T00:00:00Z"), None);
         assert_eq!(Place::parse("0"), Some(Place::Offset(0)));
         assert_eq!(Place::parse("-1"), None);
     }

@@ -383,43 +383,77 @@ fn time_of_day(mut text: &[u8]) -> Result<i64, Why> {
     if text.is_empty() { Ok(micros) } else { Err("not a time") }
 }
 
+/// Eight bytes that stand as in `00:00:00`: a digit where it has one, and the
+/// same byte elsewhere.
+struct Form {
+    like: u64,
+    /// What makes a byte of more than a digit, or of more than nothing, overflow to 0x80.
+    most: u64,
+}
+
+impl Form {
+    const fn new(like: [u8; 8]) -> Self {
+        let mut most = [0x7f; 8];
+        let mut i = 0;
+        while i < 8 {
+            if like[i] == b'0' {
+                most[i] = 0x7f - 9;
+            }
+            i += 1;
+        }
+        Self { like: u64::from_le_bytes(like), most: u64::from_le_bytes(most) }
+    }
+
+    #[inline]
+    fn fits<const AT: usize, const N: usize>(&self, text: &[u8; N]) -> bool {
+        let bytes = std::array::from_fn(|i| text[AT + i]);
+        let differ = u64::from_le_bytes(bytes) ^ self.like;
+        (differ & 0xf0f0_f0f0_f0f0_f0f0) | (differ.wrapping_add(self.most) & 0x8080_8080_8080_8080) == 0
+    }
+}
+
+const YEAR_MONTH: Form = Form::new(*b"0000-00-");
+const DAY_HOUR: Form = Form::new(*b"00 00:00");
+const CLOCK: Form = Form::new(*b"00:00:00");
+const FRACTION: Form = Form::new(*b"0.000000");
+
 /// What nearly every timestamp is: a year of four digits, in our era, in UTC or
 /// without a zone. None: it is another, or none at all.
 #[inline]
 fn plain_timestamp(text: &[u8]) -> Option<i64> {
+    /// Of two digits.
+    #[inline(always)]
+    fn two<const N: usize>(text: &[u8; N], at: usize) -> u32 {
+        (u32::from(text[at]) * 10 + u32::from(text[at + 1])).wrapping_sub(11 * u32::from(b'0'))
+    }
     let (head, mut rest) = text.split_first_chunk::<19>()?;
-    let mut odd = false;
-    let mut two = |high: u8, low: u8| {
-        let (high, low) = (high.wrapping_sub(b'0'), low.wrapping_sub(b'0'));
-        odd |= high > 9 || low > 9;
-        i64::from(high) * 10 + i64::from(low)
-    };
-    let [y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1, b' ', h0, h1, b':', n0, n1, b':', s0, s1] = *head else {
+    if !(YEAR_MONTH.fits::<0, 19>(head) && DAY_HOUR.fits::<8, 19>(head) && CLOCK.fits::<11, 19>(head)) {
         return None;
-    };
-    let (year, month, day) = (two(y0, y1) * 100 + two(y2, y3), two(m0, m1), two(d0, d1));
-    let seconds = (two(h0, h1) * 60 + two(n0, n1)) * 60 + two(s0, s1);
-    let mut micros = seconds * 1_000_000;
-    match *rest {
-        [b'.', a, b, c, d, e, f, ref behind @ ..] if f.is_ascii_digit() => {
-            micros += (two(a, b) * 100 + two(c, d)) * 100 + two(e, f);
+    }
+    let (year, month, day) = (two(head, 0) * 100 + two(head, 2), two(head, 5), two(head, 8));
+    let seconds = (two(head, 11) * 60 + two(head, 14)) * 60 + two(head, 17);
+    let mut micros = i64::from(seconds) * 1_000_000;
+    match text.split_first_chunk::<26>() {
+        Some((whole, behind)) if FRACTION.fits::<18, 26>(whole) => {
+            micros += i64::from((two(whole, 20) * 100 + two(whole, 22)) * 100 + two(whole, 24));
             rest = behind;
         }
         // Zeros at the end are not printed.
-        [b'.', ref behind @ ..] => {
-            let mut fraction = behind;
-            let before = fraction.len();
-            let value = digits(&mut fraction).ok()?;
-            micros += value * 10i64.pow(6u32.checked_sub((before - fraction.len()) as u32)?);
-            rest = fraction;
+        _ => {
+            if let [b'.', behind @ ..] = rest {
+                let mut fraction = behind;
+                let before = fraction.len();
+                let value = digits(&mut fraction).ok()?;
+                micros += value * 10i64.pow(6u32.checked_sub((before - fraction.len()) as u32)?);
+                rest = fraction;
+            }
         }
-        _ => {}
     }
-    if odd || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }
     let here = rest.is_empty() || rest == b"+00";
-    here.then(|| days_from_civil(year, month as u32, day as u32) * 86_400_000_000 + micros)
+    here.then(|| days_from_civil(year.into(), month, day) * 86_400_000_000 + micros)
 }
 
 #[inline]
@@ -562,6 +596,21 @@ mod tests {
             codec.text(text.as_bytes(), &mut a).unwrap();
             codec.binary(&binary, &mut b).unwrap();
             assert_eq!(a, b, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_short_way_takes_nothing_that_the_long_way_refuses() {
+        for whole in ["2024-12-31 23:59:58.987654+00", "2024-12-31 23:59:58"] {
+            for at in 0..whole.len() {
+                for byte in 0..=255 {
+                    let mut text = whole.as_bytes().to_vec();
+                    text[at] = byte;
+                    let taken = plain_timestamp(&text);
+                    assert!(taken.is_none_or(|micros| any_timestamp(&text) == Ok(micros)), "byte {byte} at {at}");
+                    assert!(taken.is_some() || text != whole.as_bytes());
+                }
+            }
         }
     }
 

@@ -26,7 +26,9 @@ impl Avro {
     /// defaults too, as for a new schema; one that is there already, or is
     /// imported, is taken as it is.
     pub(crate) fn parse(text: &str, references: &[Reference<'_>], strict: bool) -> Result<Self, Reason> {
-        let mut parser = Parser { strict: false, ..Parser::default() };
+        // About as many types as there are lines, were it printed.
+        let nodes = Vec::with_capacity(text.len() / 48);
+        let mut parser = Parser { nodes, strict: false, ..Parser::default() };
         for reference in references {
             parser.whole(reference.text)?;
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Config, Found, Registry, SchemaId, Shown, Version, Which};
+use super::{Config, Found, Registry, SchemaId, Shown, Version, Versions, Which};
 use crate::change::Change;
 use crate::compatibility::Level;
 use crate::content::{Content, NewSchema, Parsed, Reference, SchemaType};
@@ -113,8 +113,11 @@ impl NewSchema {
 
 impl Registry {
     pub(crate) fn stamp(&self, subject: &Subject) -> Stamp {
-        let subject = self.subjects.get(subject.as_str()).map_or(0, |versions| versions.changed);
-        Stamp { subject, settings: self.settings_changes }
+        self.stamp_of(self.subjects.get(subject.as_str()))
+    }
+
+    fn stamp_of(&self, versions: Option<&Versions>) -> Stamp {
+        Stamp { subject: versions.map_or(0, |versions| versions.changed), settings: self.settings_changes }
     }
 
     /// What says something of no text says it of the last version's (None: it has
@@ -151,7 +154,9 @@ impl Registry {
         // What is imported may refer to what is deleted by now.
         self.draw(subject, &resolved, Shown::with_deleted(importing), 0, &mut drawn)?;
         let level = self.level(subject);
-        let all = self.all(subject.as_str());
+        // Once: of many subjects it takes a while to find one.
+        let versions = self.subjects.get(subject.as_str());
+        let all = versions.map_or(&[][..], |versions| &versions.all);
         let last = all.iter().rev().find(|version| !version.deleted);
         let last = last.and_then(|version| self.schema(subject.context(), version.id)).cloned();
         // What is imported is as it was elsewhere.
@@ -163,11 +168,11 @@ impl Registry {
             strict: !importing,
             level,
             validate_fields: self.validates_fields(subject),
-            earlier: self.earlier(subject, level, new, last.as_deref(), additions.as_deref())?,
+            earlier: self.earlier(subject, all, level, new, last.as_deref(), additions.as_deref())?,
             last,
             next: next_version(all),
             additions,
-            stamp: self.stamp(subject),
+            stamp: self.stamp_of(versions),
         })
     }
 
@@ -216,6 +221,7 @@ impl Registry {
     fn earlier(
         &self,
         subject: &Subject,
+        all: &[Version],
         level: Level,
         new: &NewSchema,
         last: Option<&Content>,
@@ -232,7 +238,7 @@ impl Registry {
         let own = new.metadata.as_ref().or(last.and_then(|last| last.metadata.as_deref()));
         let given = additions.filter(|_| group.is_some()).and_then(|config| config.metadata(own));
         let wanted = mark(given.as_ref().or(own));
-        let live = self.all(subject.as_str()).iter().filter(|version| !version.deleted);
+        let live = all.iter().filter(|version| !version.deleted);
         let mut found: Vec<Found> = live
             .filter_map(|version| self.found(subject, *version))
             .filter(|found| group.is_none() || mark(found.content.metadata.as_deref()) == wanted)
@@ -264,9 +270,13 @@ impl Registry {
     /// Where a schema is a version already; without metadata and rules, any
     /// version of the same text and references will do, the newest first.
     pub(crate) fn find(&self, subject: &Subject, parsed: &Parsed, shown: Shown) -> Option<Found> {
+        self.find_among(self.all(subject.as_str()), subject, parsed, shown)
+    }
+
+    fn find_among(&self, all: &[Version], subject: &Subject, parsed: &Parsed, shown: Shown) -> Option<Found> {
         let id = self.contexts.get(subject.context()).and_then(|of| of.ids.get(&parsed.guid));
-        let all = self.all(subject.as_str()).iter().rev().filter(|version| shown.shows(version));
-        let found = all.filter_map(|version| self.found(subject, *version));
+        let shown = all.iter().rev().filter(|version| shown.shows(version));
+        let found = shown.filter_map(|version| self.found(subject, *version));
         let mut same = None;
         for found in found {
             if Some(&found.version.id) == id {
@@ -291,13 +301,13 @@ impl Registry {
         mode: Mode,
     ) -> Result<(Registered, Vec<Change>), Refusal> {
         let given = new.id.filter(|&id| id >= 0);
-        if let Some(found) = self.find(subject, parsed, Shown::Live)
+        let all = self.all(subject.as_str());
+        if let Some(found) = self.find_among(all, subject, parsed, Shown::Live)
             && let Some(registered) = new.is_answered_by(&found, mode == Mode::Import)
         {
             return Ok((registered, Vec::new()));
         }
         may_register(subject, given.is_some(), mode)?;
-        let all = self.all(subject.as_str());
         let next = next_version(all);
         let wanted = new.version.filter(|&version| version > 0).map(|version| version as u32);
         let context = self.contexts.get(subject.context());
