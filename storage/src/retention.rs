@@ -17,11 +17,12 @@ use crate::writer::PENDING_KEY;
 
 /// Removes what is neither needed nor to be kept.
 pub(crate) fn apply<F: Files>(shared: &Shared<F>, files: &F, folder: &Path, options: &Options) -> Result<()> {
+    // Asked first: a file is opened for each length.
+    let Some(floor) = floor(shared) else { return Ok(()) };
     let bases = shared.bases();
     let lengths: Vec<u64> = bases.iter().map(|&base| shared.length(base)).collect();
     let mut total: u64 = lengths.iter().sum();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
-    let Some(floor) = floor(shared) else { return Ok(()) };
     let floor = floor.min(pending(shared));
     let mut upto = None;
     for (pair, length) in bases.windows(2).zip(&lengths) {

@@ -1,7 +1,7 @@
 //! Zeros written ahead of small groups: nobody takes them for anything else.
 
 use super::history::{FOLDER, block_on, folder};
-use crate::files::{Files, segment_bases, segment_path};
+use crate::files::segment_path;
 use crate::outside::LogFiles;
 use crate::simulated::Simulated;
 use crate::{EventLog, Kind, Log, LogBatch, Micros, Options};
@@ -25,17 +25,15 @@ async fn append(log: &Log<Simulated>, size: usize) {
     log.append(batch).await.unwrap().await.unwrap();
 }
 
-/// Of each segment, the bytes of its file and of its frames.
+/// Of each segment, the bytes of its file and of its frames. The next one may
+/// be begun meanwhile, behind the answer to whoever filled the last.
 fn lengths(disk: &Simulated) -> Vec<(u64, u64)> {
-    let bases = segment_bases(&disk.list(folder()).unwrap());
-    let mut ends = vec![0; bases.len()];
+    let mut ends = std::collections::BTreeMap::new();
     let count = |frame: crate::outside::RawFrame| {
-        let i = bases.iter().position(|&base| segment_path(folder(), base) == frame.segment).unwrap();
-        ends[i] = frame.at + frame.header.frame_length();
+        ends.insert(frame.segment, frame.at + frame.header.frame_length());
     };
     LogFiles::open_on(disk.clone(), FOLDER).unwrap().frames(count).unwrap();
-    let length = |&base: &u64| disk.read(&segment_path(folder(), base)).unwrap().len() as u64;
-    bases.iter().map(length).zip(ends).collect()
+    ends.into_iter().map(|(path, end)| (disk.read(&path).unwrap().len() as u64, end)).collect()
 }
 
 #[test]
