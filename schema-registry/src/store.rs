@@ -95,9 +95,6 @@ struct Appended {
 const IN_FLIGHT: usize = 4_096;
 /// Of the log's segments: a start looks at the last one byte by byte.
 const SEGMENT_BYTES: u64 = 4 << 20;
-/// After a group, the next few registrations are mostly on their way: 4 to 7 % more
-/// of them, by eight clients on two processors.
-const AWAKE: Duration = Duration::from_micros(30);
 /// A start that had to read more behind the snapshot writes a new one beside its work.
 const TAIL_AT_START: u64 = 4 << 20;
 
@@ -108,7 +105,7 @@ impl Store {
         let folder = folder.as_ref().to_path_buf();
         let opened = folder.clone();
         let loaded = tokio::task::spawn_blocking(move || {
-            let options = Options { segment_bytes: SEGMENT_BYTES, awake: Some(AWAKE), ..Options::default() };
+            let options = Options { segment_bytes: SEGMENT_BYTES, ..Options::default() };
             let (log, _) = Log::open(&opened, options)?;
             let mut registry = Registry::default();
             let from = snapshot::load(&opened, Some(log.id()), &mut |change| registry.apply(&change))?;

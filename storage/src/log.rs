@@ -69,8 +69,6 @@ pub struct Options {
     pub retain: Retain,
     /// Bytes appended and not yet durable, at most.
     pub in_flight: usize,
-    /// How long the writer stays awake after a group; None: it sleeps at once.
-    pub awake: Option<Duration>,
     /// Zeros written ahead of small groups at a time; 0: none.
     pub ahead: u64,
     /// Where a new log begins: beyond every checkpoint of one before it.
@@ -83,7 +81,6 @@ impl Default for Options {
             segment_bytes: 256 << 20,
             retain: Retain { age: None, bytes: None },
             in_flight: 8 << 20,
-            awake: None,
             ahead: 1 << 20,
             first_offset: Offset(0),
         }
@@ -320,7 +317,6 @@ impl<F: Files> Log<F> {
             waiting: Default::default(),
             unsynced: 0,
             oldest: None,
-            awake: None,
             changes: Vec::new(),
             untold: false,
             whole: shown,

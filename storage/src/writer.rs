@@ -88,8 +88,6 @@ pub(crate) struct Writer<F: Files> {
     pub(crate) waiting: VecDeque<Waiting>,
     pub(crate) unsynced: usize,
     pub(crate) oldest: Option<Instant>,
-    /// More is looked for until then.
-    pub(crate) awake: Option<Instant>,
     /// Changes of the transaction under way.
     pub(crate) changes: Vec<StateChange>,
     /// The newest frame tells less than is synced.
@@ -177,7 +175,7 @@ impl<F: Files> Writer<F> {
 
     fn take(&mut self) -> Result<Next> {
         let request = if self.waiting.is_empty() {
-            match self.look().map_or_else(|| self.requests.recv_timeout(IDLE), Ok) {
+            match self.requests.recv_timeout(IDLE) {
                 Ok(request) => request,
                 Err(RecvTimeoutError::Timeout) => return Ok(Next::Idle),
                 Err(RecvTimeoutError::Disconnected) => return Ok(Next::Close(None)),
@@ -218,20 +216,6 @@ impl<F: Files> Writer<F> {
             Request::Close { done } => return Ok(Next::Close(Some(done))),
         }
         Ok(Next::More)
-    }
-
-    /// What comes soon after a group: a thread that sleeps is woken slowly, and by
-    /// somebody who has other things to do. Whoever else can work goes first.
-    fn look(&mut self) -> Option<Request> {
-        let until = self.awake.take()?;
-        while Instant::now() < until {
-            match self.requests.try_recv() {
-                Ok(request) => return Some(request),
-                Err(TryRecvError::Empty) => std::thread::yield_now(),
-                Err(TryRecvError::Disconnected) => return None,
-            }
-        }
-        None
     }
 
     fn append(&mut self, mut batch: LogBatch) -> Result<Appended> {
@@ -416,7 +400,6 @@ impl<F: Files> Writer<F> {
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);
             self.synced = self.standing.sequence;
             self.unsynced = 0;
-            self.awake = self.options.awake.map(|awake| Instant::now() + awake);
             self.forget();
             // Its time stamp is the instant at which all below became durable.
             tracing::trace!(offset = self.whole.offset, "durable");

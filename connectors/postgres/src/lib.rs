@@ -20,6 +20,7 @@ mod codec;
 mod compared;
 mod connection;
 mod control;
+mod datetime;
 mod error;
 #[cfg(test)]
 mod fuzz;

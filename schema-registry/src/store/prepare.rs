@@ -73,10 +73,8 @@ impl Inner {
             let completed = purpose == Purpose::Register && demand.additions.is_some();
             let parsed = if completed { Parsed { bare: false, ..demand.completed(parsed) } } else { parsed };
             // The most frequent by far: it is there already, and durable.
-            let known = match demand.last {
-                Some(_) => self.read(|registry| registry.find(&subject, &parsed, Shown::Live)),
-                None => None,
-            };
+            let known = demand.last.as_ref();
+            let known = known.and_then(|_| self.read(|registry| registry.find(&subject, &parsed, Shown::Live)));
             if let Some(registered) = known.and_then(|found| new.is_answered_by(&found, purpose == Purpose::Import)) {
                 return Ok(registered);
             }
